@@ -1,0 +1,109 @@
+"""What the engine asks of a method: how source slices become samples.
+
+A method is one module in this package with one subclass of :class:`Method`. The engine prepares whole slices,
+cuts them into tiles (mostly one), encodes each tile once and draws as many samples from it as are wanted:
+
+    planes = method.prepare(slices, source, target)     # whole padded slices, untiled
+    state = method.encode(tile of planes, source, target)    # once per tile of a slab of slices
+    samples = method.sample(state, latents)             # many times
+
+Everything else (latents, tiles, halo, pass-through, statistics, memory, rounding) is the engine's work.
+Importing a method's module must not import torch: import it inside the functions that use it, so that the
+panel can list the methods before torch is installed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from CTHarmonizeLib.ct.acquisition import Acquisition
+from CTHarmonizeLib.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from CTHarmonizeLib.models import Model
+
+PLAUSIBLE_HU = (-2000.0, 5000.0)
+"""HU beyond which no voxel of a harmonized CT can lie."""
+
+
+class Method(ABC):
+    """Base class of all methods. Axis order is (slices, ..., rows, columns); HU are float32.
+
+    Class attributes: ``name`` (command line, cards), ``title`` and ``summary`` (one sentence) for people,
+    ``stochastic`` (draws samples), ``needs_model`` (has weights), ``target_fields`` (what of the target it can
+    set: of ``kernel``, ``dose``, ``thickness``).
+    Instance attributes, which a method may set in ``__init__``: ``window`` (HU outside of which voxels pass
+    through), ``halo`` (pixels of context that a tile needs on each side), ``multiple`` (a tile's sides and
+    corner are multiples of it; each latent's stride divides it), ``anchor_mm`` (sigma of the Gaussian whose
+    low-pass of every output is set to that of the source: kernels have gain 1 at zero frequency, so local mean
+    HU must not move; None leaves it out).
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    stochastic: ClassVar[bool] = False
+    needs_model: ClassVar[bool] = True
+    target_fields: ClassVar[frozenset[str]] = frozenset()
+
+    window: tuple[float, float] = (-1100.0, float("inf"))
+    halo: int = 0
+    multiple: int = 1
+    anchor_mm: float | None = None
+
+    def __init__(self, model: Model | None, device: torch.device, precision: torch.dtype) -> None:
+        """Load the weights onto ``device``; ``precision`` (float32 or bfloat16) is for what need not invert.
+
+        Raises InputError where the model is missing or does not fit the network.
+        """
+        if self.needs_model and model is None:
+            raise InputError(f"The method {self.name} needs a model folder.")
+        self.model = model
+        self.device = device
+        self.precision = precision
+        if model is not None:
+            self.window = tuple(map(float, model.card["intensity_window"]))
+            self.halo = int(model.card["halo"])
+
+    def prepare(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+        """Planes (b, c, rows, columns) that need whole slices, such as Fourier filters.
+
+        ``slices`` (b, rows, columns) are whole source slices, already padded to ``multiple``; plane 0 of the
+        result is the source.
+        """
+        return slices[:, None]
+
+    @abstractmethod
+    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Any:
+        """State of a tile (b, c, h, w) of the prepared planes: everything that no sample changes."""
+
+    @abstractmethod
+    def estimate(self, state: Any) -> Tensor:
+        """The deterministic estimate (b, h, w) in HU: a deterministic method's output, and what takes the
+        place of voxels that stay implausible."""
+
+    def latent_shapes(self, rows: int, columns: int) -> list[tuple[int, int, int]]:
+        """(channels, rows, columns) of each latent for a tile of ``rows`` x ``columns``; none if deterministic."""
+        return []
+
+    def sample(self, state: Any, latents: list[Tensor]) -> Tensor:
+        """Samples (n, b, h, w) in HU.
+
+        ``latents[l]`` is (n, b, channels, rows, columns) as :meth:`latent_shapes` says, already times the
+        temperature. The n samples share the state; how to go through them (together, or each step of a flow
+        over all samples) is the method's choice. A sample must not depend on the others beside it.
+        """
+        raise NotImplementedError(f"{self.name} draws no samples.")
+
+    def implausible(self, samples: Tensor, state: Any) -> Tensor:
+        """Voxels (n, b, h, w), bool, that cannot be right and are to be drawn again."""
+        low, high = PLAUSIBLE_HU
+        return ~((samples >= low) & (samples <= high))
+
+    def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
+        """Working memory in bytes of a slab of ``slices`` and ``samples`` drawn together; a rough upper bound."""
+        return 4 * rows * columns * slices * (96 + 32 * samples)
