@@ -1,0 +1,216 @@
+"""Training pairs: random crops of simulated scenes at random source and target acquisitions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from scipy import fft
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from CTHarmonizeLib.ct.acquisition import Acquisition
+from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.methods.ctflow import acquisition_vector, source_planes
+from CTHarmonizeTraining.data.render import (
+    KernelSampler,
+    PixelGrid,
+    Spectrum,
+    crop_window,
+    radial_response,
+)
+from CTHarmonizeTraining.simulation.projector import wide_band_mtf
+
+FILTER_MARGIN = 16
+"""Pixels rendered around a crop so that the MTF-ratio plane sees what a whole slice would show it."""
+
+KERNEL_MARGIN = 6.0
+"""mm of scene around a crop, for the tails of the point spread."""
+
+STORED_STEP = 8.0
+"""Scenes store the noise-free image as integers of 1/8 HU."""
+
+
+class SceneStore:
+    """Scenes of one simulated set (see ``simulation.scenes``), read crop by crop.
+
+    ``clean`` (scenes, rows, columns) and ``noise`` (scenes, realisations, rows, columns) in HU at ``pixel`` mm;
+    ``dose`` (scenes, realisations) in percent.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            group = zarr.open_group(str(path), mode="r")
+            self.clean_array, self.noise_array = group["clean"], group["noise"]
+            self.dose = np.asarray(group["dose"])
+            self.slice = np.asarray(group["slice"])
+        except (KeyError, FileNotFoundError, OSError) as error:
+            raise InputError(f"{path} holds no simulated scenes: {error}") from error
+        if not len(self.dose):
+            raise InputError(f"{path} holds no simulated scenes.")
+        self.pixel = float(group.attrs["pixel_mm"])
+        self.thickness = float(group.attrs["slice_thickness"])
+        self.base = wide_band_mtf(*group.attrs["wide_band"])
+        self.size = self.clean_array.shape[-1]
+        self._measure_noise()
+
+    def __len__(self) -> int:
+        return len(self.dose)
+
+    def _measure_noise(self) -> None:
+        """Power of each slice's noise against frequency, so that its deviation through any kernel is one sum."""
+        radius = 10.0 * np.hypot(
+            fft.fftfreq(self.size, self.pixel)[:, None], fft.rfftfreq(self.size, self.pixel)[None]
+        )
+        self.frequency = np.linspace(0.0, 10.0 * 0.5 / self.pixel, 61)
+        bins = np.clip(np.digitize(radius, self.frequency) - 1, 0, 60).ravel()
+        weight = np.full(radius.shape, 2.0)
+        weight[:, 0] = 1.0
+        power = np.empty((*self.dose.shape, 61), dtype=np.float32)
+        for scene in range(len(self)):
+            spectra = fft.rfft2(np.asarray(self.noise_array[scene], dtype=np.float32))
+            for realisation, spectrum in enumerate(spectra):
+                energy = (np.abs(spectrum) ** 2 * weight).ravel() / self.size**4
+                power[scene, realisation] = np.bincount(bins, energy, minlength=61)
+        for number in np.unique(self.slice):
+            members = self.slice == number
+            # A slice has one noise level per realisation: its regions' mean at the same dose.
+            relative = (power[members] * self.dose[members][..., None]).mean((0, 1))
+            power[members] = relative / self.dose[members][..., None]
+        self.power = power
+
+    def noise_level(self, scene: int, realisation: int, mtf: Mtf) -> float:
+        """Deviation in HU of the scene's slice, seen through ``mtf``."""
+        centres = self.frequency + 0.5 * self.frequency[1]
+        response = radial_response(mtf, self.base, centres)
+        return float(np.sqrt((self.power[scene, realisation] * response**2).sum()))
+
+    def spectrum(self, scene: int, realisation: int | None, window: tuple[slice, slice]) -> Spectrum:
+        """Spectrum of the noise-free image (``realisation`` None) or of one realisation's noise in ``window``."""
+        rows, columns = window
+        if realisation is None:
+            image = np.asarray(self.clean_array[scene, rows, columns], dtype=np.float32) / STORED_STEP
+        else:
+            image = np.asarray(self.noise_array[scene, realisation, rows, columns], dtype=np.float32)
+        return Spectrum(image, self.pixel, (columns.start * self.pixel, rows.start * self.pixel))
+
+
+class PairDataset(Dataset):
+    """Endless pairs; item ``i`` is always the same for the same seed and stores.
+
+    An item has ``planes`` (p, size, size), ``clean`` and ``target`` (1, size, size) in HU, the noise-free and the
+    noisy image at the target acquisition, and ``acquisition``, the conditions. Source noise is told with the error
+    that a measurement has; a share of the sources is clipped at -1024 HU as scanners do.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[str | Path],
+        length: int,
+        size: int = 64,
+        planes: int = 2,
+        seed: int = 0,
+        pixel_range: tuple[float, float] = (0.45, 1.0),
+        weights: Sequence[float] | None = None,
+        measurement_error: float = 0.12,
+    ) -> None:
+        self.stores = [SceneStore(path) for path in stores]
+        self.length, self.size, self.planes, self.seed = length, size, planes, seed
+        self.pixel_range, self.measurement_error = pixel_range, measurement_error
+        share = np.asarray(weights if weights is not None else [len(store) for store in self.stores], dtype=float)
+        self.share = share / share.sum()
+        self.kernels = KernelSampler(seed, named=list(NAMED_KERNELS.values()))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        store = self.stores[rng.choice(len(self.stores), p=self.share)]
+        scene = int(rng.integers(len(store)))
+        pixel = float(rng.uniform(*self.pixel_range))
+        source_mtf, target_mtf = self._kernels(rng, pixel)
+        source_noise, target_noise = self._realisations(rng, store.dose[scene])
+
+        grid = self._place(rng, store, pixel)
+        window = crop_window(grid, store.size, store.pixel, KERNEL_MARGIN)
+        clean = store.spectrum(scene, None, window)
+        phases = clean.phases(grid)
+        source_response = radial_response(source_mtf, store.base, clean.radius)
+        target_response = radial_response(target_mtf, store.base, clean.radius)
+
+        (drawn, strength), (target_drawn, target_strength) = source_noise, target_noise
+        source = clean.sample(source_response, phases)
+        source += strength * store.spectrum(scene, drawn, window).sample(source_response, phases)
+        truth = clean.sample(target_response, phases)
+        target = truth + target_strength * store.spectrum(scene, target_drawn, window).sample(
+            target_response, phases
+        )
+
+        measured = np.exp(rng.normal(0.0, self.measurement_error))
+        source_acquisition = _acquisition(
+            source_mtf, strength * measured * store.noise_level(scene, drawn, source_mtf), pixel, store.thickness
+        )
+        target_acquisition = _acquisition(
+            target_mtf, target_strength * store.noise_level(scene, target_drawn, target_mtf), pixel, store.thickness
+        )
+        source = np.round(source)
+        if rng.random() < 0.5:
+            source = np.maximum(source, -1024.0)
+        planes = source_planes(
+            torch.from_numpy(source.astype(np.float32))[None], source_acquisition, target_acquisition, self.planes
+        )[0]
+        inner = (..., slice(FILTER_MARGIN, -FILTER_MARGIN), slice(FILTER_MARGIN, -FILTER_MARGIN))
+        turned = _turner(rng)
+        return {
+            "planes": turned(planes[inner]),
+            "clean": turned(torch.from_numpy(truth)[None][inner]),
+            "target": turned(torch.from_numpy(target)[None][inner]),
+            "acquisition": torch.tensor(acquisition_vector(source_acquisition, target_acquisition)),
+        }
+
+    def _kernels(self, rng: np.random.Generator, pixel: float) -> tuple[Mtf, Mtf]:
+        source = self.kernels.draw(rng, pixel)
+        return source, source if rng.random() < 0.1 else self.kernels.draw(rng, pixel)
+
+    def _realisations(
+        self, rng: np.random.Generator, dose: np.ndarray
+    ) -> tuple[tuple[int, float], tuple[int, float]]:
+        """(realisation, strength) of source and target: mostly any dose to full dose, else any to any."""
+        full = int(np.argmax(dose))
+        order = rng.permutation(len(dose))
+        if rng.random() < 0.6:
+            target = full
+            source = int(order[0] if order[0] != full else order[1])
+        else:
+            source, target = int(order[0]), int(order[1])
+        return (source, np.exp(rng.uniform(-0.2, 0.2))), (target, np.exp(rng.uniform(-0.5, 0.15)))
+
+    def _place(self, rng: np.random.Generator, store: SceneStore, pixel: float) -> PixelGrid:
+        size = self.size + 2 * FILTER_MARGIN
+        room = (store.size - 1) * store.pixel
+        reach = min(0.5 * (size - 1) * pixel, 0.5 * room)
+        # The filter's margin may leave the scene at the largest pixels; the crop itself never does.
+        lowest = min(reach, 0.5 * room - 1e-3)
+        centre = rng.uniform(lowest, room - lowest, size=2) if room > 2 * lowest else np.full(2, 0.5 * room)
+        return PixelGrid(size, pixel, (float(centre[0]), float(centre[1])))
+
+
+def _acquisition(mtf: Mtf, noise: float, pixel: float, thickness: float) -> Acquisition:
+    return Acquisition(mtf.f50, mtf.f10, mtf.peak, noise, pixel, thickness)
+
+
+def _turner(rng: np.random.Generator):
+    """One of the eight turns and flips of a square, the same for all images of a pair."""
+    turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+
+    def turned(image: Tensor) -> Tensor:
+        image = torch.rot90(image, turns, (-2, -1))
+        return (image.flip(-1) if flip else image).contiguous()
+
+    return turned

@@ -1,0 +1,65 @@
+"""CTFlow's two stages: the encoder by L1, then the flow by likelihood (Wei et al. 2023, sections 2.2 and 2.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from CTHarmonizeLib.methods.ctflow import to_unit
+from CTHarmonizeLib.networks.ctflow import CTFlow
+from CTHarmonizeTraining.training.base import StageConfig, TrainingStage
+
+
+class EncoderStage(TrainingStage):
+    """L1 between the encoder's estimate and the target, noise-free (``clean``, as simulation knows it) or noisy
+    (``target``, as the paper's pairs are)."""
+
+    def __init__(self, network: CTFlow, stage: StageConfig, window: tuple[float, float], truth: str = "clean") -> None:
+        super().__init__(network, stage)
+        self.window, self.truth = tuple(window), truth
+        network.levels.requires_grad_(False)
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        estimate, _, _ = self.network.estimate(to_unit(batch["planes"], self.window), batch["acquisition"])
+        error = self.network.to_image(estimate.float()) * (self.window[1] - self.window[0])
+        error = error + self.window[0] - batch[self.truth]
+        # HU are too large a unit for the loss: thousands of HU are about the network's own.
+        loss = (error / 1000.0 * 4.0).abs().mean()
+        return {"loss": loss, "rmse_hu": error.detach().square().mean().sqrt()}
+
+
+class FlowStage(TrainingStage):
+    """Negative log-likelihood of the noisy target, per pixel in nats, dequantised by noise of ``dequantisation`` HU
+    (stored HU are integers, and clipped air would make the likelihood unbounded)."""
+
+    def __init__(
+        self,
+        network: CTFlow,
+        stage: StageConfig,
+        window: tuple[float, float],
+        freeze_encoder: bool = True,
+        dequantisation: float = 1.0,
+    ) -> None:
+        super().__init__(network, stage)
+        self.window, self.freeze_encoder, self.dequantisation = tuple(window), freeze_encoder, dequantisation
+        network.levels.requires_grad_(True)
+        for module in (network.encoder, network.embedding):
+            if module is not None:
+                module.requires_grad_(not freeze_encoder)
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        encoding = self.network.encode(
+            to_unit(batch["planes"], self.window), batch["acquisition"], frozen=self.freeze_encoder
+        )
+        encoding.estimate = encoding.estimate.float()
+        noise = self.dequantisation * torch.randn(
+            batch["target"].shape, generator=self._generator(), dtype=torch.float32
+        ).to(batch["target"].device)
+        low, high = self.window
+        target = (batch["target"] + noise - low) / (high - low)
+        likelihood = self.network.log_likelihood(target, encoding)
+        return {"loss": -likelihood.mean() / target[0].numel()}
+
+    def _generator(self) -> torch.Generator:
+        """Dequantisation noise belongs to the step, so that a resumed run draws the same."""
+        return torch.Generator().manual_seed(self.global_step)
