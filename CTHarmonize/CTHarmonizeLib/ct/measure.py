@@ -1,0 +1,118 @@
+"""What an image itself tells: its noise in uniform water-like tissue here, its MTF in :mod:`edge`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from CTHarmonizeLib.ct.edge import MtfMeasurement, measure_mtf
+
+__all__ = ["MtfMeasurement", "NoiseMeasurement", "measure_mtf", "measure_noise"]
+
+WATER_LIKE_HU = (0.0, 100.0)
+"""Mean HU of tissue that counts as water-like: muscle, blood, organs with little contrast agent."""
+
+_PATCH_MM = 11.0
+_SMOOTHING_MM = 2.5
+_MINIMUM_PATCHES = 20
+_MAXIMUM_SLICES = 24
+
+
+@dataclass(frozen=True)
+class NoiseMeasurement:
+    """``sigma``: standard deviation in HU; ``mean_frequency`` (lp/cm) of the radial noise power spectrum, None where
+    too few patches were found; ``pixels``: how many pixels of water-like tissue were looked at."""
+
+    sigma: float
+    mean_frequency: float | None
+    pixels: int
+
+
+def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | None:
+    """Noise of ``hu`` ((slices, rows, columns) or one slice, HU) with square pixels of ``pixel_spacing`` mm.
+
+    In small patches whose low-passed values all are water-like, a plane is subtracted and the deviation taken.
+    Anatomy can only raise a patch's deviation, so the most frequent value (half-sample mode) counts, not the mean.
+    The patches near it give the radially averaged noise power spectrum and its mean, sum f NPS(f) / sum NPS(f)
+    (ICRU 87). Returns None where there is too little such tissue.
+    """
+    slices = hu[None] if hu.ndim == 2 else hu
+    side = max(9, int(round(_PATCH_MM / pixel_spacing)))
+    chosen = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), _MAXIMUM_SLICES)).round().astype(int))
+    patches, pixels = [], 0
+    for index in chosen:
+        found, count = _uniform_patches(slices[index].astype(np.float32), pixel_spacing, side)
+        patches.append(found)
+        pixels += count
+    stack = np.concatenate(patches)
+    if len(stack) < _MINIMUM_PATCHES:
+        return None
+    stack, used_degrees = _detrended(stack)
+    deviation = np.sqrt((stack**2).sum((1, 2)) / (side * side - used_degrees))
+    sigma = float(np.exp(_half_sample_mode(np.log(np.maximum(deviation, 1e-3)))))
+    near = np.abs(np.log(np.maximum(deviation, 1e-3) / sigma)) < 0.25
+    # chi-distributed deviations of few effective degrees of freedom have their mode below the root mean square:
+    # the root mean square of the patches around the mode takes most of that back
+    if near.any():
+        sigma = float(np.sqrt(np.mean(deviation[near] ** 2)))
+    frequency = _mean_frequency(stack[near], pixel_spacing) if np.count_nonzero(near) >= _MINIMUM_PATCHES else None
+    return NoiseMeasurement(sigma, frequency, pixels)
+
+
+def _uniform_patches(image: np.ndarray, pixel_spacing: float, side: int) -> tuple[np.ndarray, int]:
+    """(patches, side, side) that overlap by half and are water-like throughout, and the number of such pixels."""
+    low_pass = ndimage.gaussian_filter(image, _SMOOTHING_MM / pixel_spacing)
+    water_like = (low_pass > WATER_LIKE_HU[0]) & (low_pass < WATER_LIKE_HU[1])
+    pixels = int(np.count_nonzero(water_like))
+    step = max(1, side // 2)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))[::step, ::step]
+    inside = np.lib.stride_tricks.sliding_window_view(water_like, (side, side))[::step, ::step].all((2, 3))
+    return windows[inside].astype(np.float64), pixels
+
+
+def _detrended(patches: np.ndarray) -> tuple[np.ndarray, int]:
+    """Patches less their best plane, and the number of degrees of freedom it took."""
+    side = patches.shape[-1]
+    axis = np.arange(side) - (side - 1) / 2
+    power = side * (axis**2).sum()
+    patches = patches - patches.mean((1, 2), keepdims=True)
+    slope_rows = np.einsum("pij,i->p", patches, axis) / power
+    slope_columns = np.einsum("pij,j->p", patches, axis) / power
+    plane = slope_rows[:, None, None] * axis[:, None] + slope_columns[:, None, None] * axis[None, :]
+    return patches - plane, 3
+
+
+def _half_sample_mode(values: np.ndarray) -> float:
+    """Most frequent value: the densest half of the sample, again and again (Robertson and Cryer 1974)."""
+    values = np.sort(values)
+    while len(values) > 3:
+        half = (len(values) + 1) // 2
+        widths = values[half - 1 :] - values[: len(values) - half + 1]
+        start = int(np.argmin(widths))
+        values = values[start : start + half]
+    return float(values.mean())
+
+
+def _mean_frequency(patches: np.ndarray, pixel_spacing: float) -> float:
+    """Mean frequency (lp/cm) of the radially averaged noise power spectrum of detrended patches."""
+    side = patches.shape[-1]
+    window = np.hanning(side + 2)[1:-1]
+    padded = 4 * side
+    spectrum = np.zeros((padded, padded // 2 + 1))
+    for start in range(0, len(patches), 256):
+        part = patches[start : start + 256] * (window[:, None] * window)
+        spectrum += (np.abs(np.fft.rfft2(part, s=(padded, padded))) ** 2).sum(0)
+    across = np.fft.rfftfreq(padded, pixel_spacing / 10.0)
+    down = np.fft.fftfreq(padded, pixel_spacing / 10.0)
+    radius = np.hypot(down[:, None], across[None, :])
+    bins = np.arange(0.0, 5.0 / pixel_spacing, 0.1)
+    which = np.digitize(radius.ravel(), bins) - 1
+    keep = which < len(bins) - 1
+    total = np.bincount(which[keep], spectrum.ravel()[keep], minlength=len(bins) - 1)
+    number = np.bincount(which[keep], minlength=len(bins) - 1)
+    radial = total / np.maximum(number, 1)
+    centres = bins[:-1] + 0.05
+    valid = number > 0
+    return float((centres * radial)[valid].sum() / radial[valid].sum())
