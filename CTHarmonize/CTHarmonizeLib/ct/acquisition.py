@@ -80,6 +80,16 @@ class NoiseTable:
         return 100.0 * (self.noise(f50, 100.0) / noise) ** 2
 
 
+REFERENCE_NOISE = NoiseTable(
+    phantom="adult chest, parallel beam, 2.5e5 photons a detector pixel, soft tissue",
+    pixel_spacing=0.883,
+    slice_thickness=3.0,
+    f50=(2.6, 3.3, 4.0),
+    sigma=(8.6, 13.0, 18.0),
+)
+"""Noise at 100 % dose where no model card says otherwise; measured on a simulated scan of a real chest."""
+
+
 def parse_kernel(kernel: str | float | Sequence[float], pixel_spacing: float) -> Mtf:
     """MTF of a target or source kernel.
 

@@ -1,0 +1,260 @@
+"""The engine: a volume, a method and two acquisitions in; harmonized image, mean and deviation out.
+
+Slices go through in slabs. A slab is prepared as whole padded slices, cut into tiles (mostly one), encoded once a
+tile, and sampled as often as wanted into running statistics: never are all samples of a volume in memory. Nothing
+here depends on how the work is divided but rounding in the last place, so the load is chosen by memory alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from CTHarmonizeLib.ct.acquisition import Acquisition
+from CTHarmonizeLib.ct.volume import Roi, Volume
+from CTHarmonizeLib.device import Load, is_out_of_memory, plan_load
+from CTHarmonizeLib.errors import Cancelled, CannotRunError
+from CTHarmonizeLib.latents import Latents
+from CTHarmonizeLib.methods.base import Method
+from CTHarmonizeLib.passthrough import SourceSlab, reach
+from CTHarmonizeLib.statistics import PairStatistics
+from CTHarmonizeLib.tiling import Tile, padded_size, tiles
+
+REDRAWS = 3
+"""How often implausible voxels are drawn again, each time at half the temperature, before the estimate is taken."""
+
+_REDRAW_RADIUS = 16  # pixels around an implausible voxel whose latents are replaced
+_ENCODING_SHARE = 4  # of progress, in samples
+_DEFAULT_LOAD = {"cpu": Load(1, 4), "cuda": Load(4, 16), "mps": Load(1, 4)}
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to draw.
+
+    ``samples`` (1 for a deterministic method), ``temperature``, ``seed``; ``coherence`` (mm) between slices, 0: off;
+    ``deviation_factor``: the card's calibration; ``roi``: what to compute, None: all. ``slab``, ``group``, ``tile``:
+    slices and samples at once and pixels of a tile's side; None: chosen by memory.
+    """
+
+    samples: int = 16
+    temperature: float = 1.0
+    seed: int = 0
+    coherence: float = 0.0
+    deviation_factor: float = 1.0
+    roi: Roi | None = None
+    slab: int | None = None
+    group: int | None = None
+    tile: int | None = None
+
+
+@dataclass
+class Outcome:
+    """Arrays (slices, rows, columns) of the region: ``harmonized`` and ``mean`` int16 HU, ``deviation`` float32 HU.
+
+    ``redrawn``: voxels of samples that were implausible at first; ``replaced``: those that stayed so and became the
+    estimate; ``drawn``: all voxels of all samples. ``load``: what was computed at once in the end.
+    """
+
+    harmonized: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+    redrawn: int = 0
+    replaced: int = 0
+    drawn: int = 0
+    load: Load = field(default_factory=lambda: Load(1, 1))
+
+
+def run(
+    volume: Volume,
+    method: Method,
+    source: Acquisition,
+    target: Acquisition,
+    settings: Settings,
+    progress: Progress = lambda fraction: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Harmonize ``volume`` from ``source`` to ``target``.
+
+    ``progress`` is told the fraction done; ``cancelled`` is asked between groups of samples. Raises Cancelled, and
+    CannotRunError where the memory does not suffice for the smallest load.
+    """
+    return _Run(volume, method, source, target, settings, progress, cancelled).outcome()
+
+
+class _Run:
+    def __init__(
+        self,
+        volume: Volume,
+        method: Method,
+        source: Acquisition,
+        target: Acquisition,
+        settings: Settings,
+        progress: Progress,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.volume, self.method, self.source, self.target = volume, method, source, target
+        self.settings, self.progress, self.cancelled = settings, progress, cancelled
+        self.samples = settings.samples if method.stochastic else 1
+        self.roi = settings.roi or Roi.whole(volume.shape)
+        self.roi.check_inside(volume.shape)
+        self.padded = padded_size(*volume.shape[1:], method.multiple)
+        self.anchor = None if method.anchor_mm is None else method.anchor_mm / volume.pixel_spacing
+        self.margin = method.halo + (0 if self.anchor is None else reach(self.anchor))
+        self.latents = Latents(
+            settings.seed,
+            method.latent_shapes(*self.padded) if method.stochastic else [],
+            self.padded,
+            settings.temperature,
+            settings.coherence,
+            volume.spacing[2],
+        )
+
+    def outcome(self) -> Outcome:
+        shape = self.roi.shape
+        result = Outcome(np.empty(shape, np.int16), np.empty(shape, np.int16), np.empty(shape, np.float32))
+        settings, usual = self.settings, _DEFAULT_LOAD[self.method.device.type]
+        asked = Load(settings.slab or usual.slices, settings.group or usual.samples, settings.tile)
+        load = plan_load(self.method, (shape[0], *self.padded), self.samples, self.margin, asked)
+        done = 0
+        while done < shape[0]:
+            slab = range(done, min(done + load.slices, shape[0]))
+            try:
+                with torch.inference_mode():
+                    redrawn, replaced = self._slab(slab, load, result)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                load = self._less(load)
+                continue
+            result.redrawn += redrawn
+            result.replaced += replaced
+            done = slab.stop
+        result.drawn = self.samples * result.mean.size
+        result.load = load
+        return result
+
+    def _less(self, load: Load) -> Load:
+        if self.method.device.type == "cuda":
+            torch.cuda.empty_cache()
+        less = load.smaller(max(self.padded))
+        if less is None:
+            raise CannotRunError(
+                "The memory does not suffice even for small parts of one slice: close other programs, or choose "
+                "another device."
+            )
+        return less
+
+    def _slab(self, slab: range, load: Load, result: Outcome) -> tuple[int, int]:
+        """Fill ``result`` for the slices ``slab`` of the region; voxels redrawn and replaced."""
+        first = self.roi.slices[0]
+        index = slice(first + slab.start, first + slab.stop)
+        whole = SourceSlab.from_hu(self.volume.hu[index], self.padded, self.method.window, self.method.device)
+        planes = self.method.prepare(whole.clean, self.source, self.target)
+        core = slice(*self.roi.rows), slice(*self.roi.columns)
+        parts = tiles(core, load.tile, self.margin, self.method.multiple, self.padded)
+        redrawn = replaced = 0
+        for number, tile in enumerate(parts):
+            with self._share_of_progress(slab, number / len(parts), 1 / len(parts)) as step:
+                statistics, first_sample = PairStatistics(whole.raw[(slice(None), *tile.core)]), None
+                for sample, again, gave_up in self._samples(tile, planes, whole.crop(tile.region), index, load, step):
+                    first_sample = sample if first_sample is None else first_sample
+                    statistics.add(sample)
+                    redrawn += again
+                    replaced += gave_up
+            rows, columns = (
+                slice(part.start - box.start, part.stop - box.start) for part, box in zip(tile.core, core, strict=True)
+            )
+            place = (slice(slab.start, slab.stop), rows, columns)
+            result.harmonized[place] = _whole_hu(first_sample)
+            result.mean[place] = _whole_hu(statistics.mean())
+            result.deviation[place] = (self.settings.deviation_factor * statistics.deviation()).cpu().numpy()
+        return redrawn, replaced
+
+    def _samples(
+        self, tile: Tile, planes: Tensor, source: SourceSlab, index: slice, load: Load, step: Callable[[float], None]
+    ) -> Iterator[tuple[Tensor, int, int]]:
+        """Finished samples (b, rows, columns) of the tile's core in order, each with its voxels redrawn, replaced."""
+        inner = (slice(None), *tile.inner)
+        self._stop_if_cancelled()
+        state = self.method.encode(planes[(..., *tile.region)], self.source, self.target)
+        step(_ENCODING_SHARE)
+        for start in range(0, self.samples, load.samples):
+            self._stop_if_cancelled()
+            numbers = range(start, min(start + load.samples, self.samples))
+            group, bad, hopeless = self._group(state, numbers, range(index.start, index.stop), tile, source)
+            for output, again, gave_up in zip(group, bad, hopeless, strict=True):
+                finished = source.finish(output, self.anchor)[inner]
+                yield finished, int(again[inner].sum()), int(gave_up[inner].sum())
+            step(len(numbers))
+
+    def _group(
+        self, state: Any, numbers: range, slices: range, tile: Tile, source: SourceSlab
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw samples (n, b, h, w) of the tile's region, and which voxels were redrawn and which replaced."""
+        if not self.method.stochastic:
+            group = self.method.estimate(state)[None]
+            bad = self.method.implausible(group, state)
+            return torch.where(bad, source.clean, group), bad, bad
+
+        def draw(samples: list[int], attempt: int) -> list[Tensor]:
+            drawn = [self.latents.draw(slices, sample, tile.region, attempt) for sample in samples]
+            return [torch.from_numpy(np.stack(level)).to(self.method.device) for level in zip(*drawn, strict=True)]
+
+        latents = draw(list(numbers), 0)
+        group = self.method.sample(state, latents)
+        bad = redrawn = self.method.implausible(group, state)
+        for attempt in range(1, REDRAWS + 1):
+            which = bad.flatten(1).any(1).nonzero().flatten().tolist()
+            if not which:
+                break
+            near = F.max_pool2d(bad[which].float(), 2 * _REDRAW_RADIUS + 1, 1, _REDRAW_RADIUS)
+            mixed = [
+                torch.where(_at_level(near, old), new, old[which])
+                for old, new in zip(latents, draw([numbers[i] for i in which], attempt), strict=True)
+            ]
+            again = self.method.sample(state, mixed)
+            settled = bad[which] & ~self.method.implausible(again, state)
+            group[which] = torch.where(settled, again, group[which])
+            bad = bad.clone()
+            bad[which] &= ~settled
+        if bad.any():
+            estimate = self.method.estimate(state)
+            fallback = torch.where(self.method.implausible(estimate[None], state)[0], source.clean, estimate)
+            group = torch.where(bad, fallback, group)
+        return group, redrawn, bad
+
+    def _stop_if_cancelled(self) -> None:
+        if self.cancelled():
+            raise Cancelled
+
+    @contextmanager
+    def _share_of_progress(self, slab: range, start: float, share: float) -> Iterator[Callable[[float], None]]:
+        """A function to call with the work done, in samples; it reports the fraction of the whole run."""
+        total, done = self.samples + _ENCODING_SHARE, 0.0
+
+        def step(work: float) -> None:
+            nonlocal done
+            done += work
+            self.progress((slab.start + len(slab) * (start + share * done / total)) / self.roi.shape[0])
+
+        yield step
+
+
+def _at_level(near: Tensor, latent: Tensor) -> Tensor:
+    """A mask (n, b, h, w) of 0 and 1 at a latent's resolution: bool (n, b, 1, rows, columns)."""
+    return F.adaptive_max_pool2d(near, latent.shape[-2:])[:, :, None] > 0
+
+
+def _whole_hu(hu: Tensor) -> np.ndarray:
+    """Rounded int16."""
+    return np.clip(np.rint(hu.cpu().numpy()), -32768, 32767).astype(np.int16)

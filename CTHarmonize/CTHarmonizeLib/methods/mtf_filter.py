@@ -1,0 +1,94 @@
+"""Kernel conversion by the MTF ratio: the linear method that every network must beat. No training.
+
+Zarei et al. 2024 (Eq. 2) and Ohkubo et al. 2011: an image with MTF M_s becomes one with MTF M_t when its spectrum
+is multiplied by M_t / M_s. Noise goes through the same filter, so the dose cannot be chosen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from CTHarmonizeLib.ct.acquisition import Acquisition
+from CTHarmonizeLib.ct.mtf import Mtf
+from CTHarmonizeLib.methods.base import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REGULARISATION = 0.01
+"""Source power |M_s|^2 at which half of a gain above 1 is given up: the gain stays below
+1 + peak / (2 sqrt(REGULARISATION)), 6 without overshoot."""
+
+_FLOOR = 1e-4  # keeps 0 / 0 at 1
+_MARGIN = 48  # pixels of reflected border; the filters have died out by then
+
+
+def wiener_ratio(
+    source: Mtf, target: Mtf, shape: tuple[int, int], spacing: float, regularisation: float = REGULARISATION
+) -> np.ndarray:
+    """Gain that turns the MTF ``source`` into ``target``, for the half spectrum of ``numpy.fft.rfft2``.
+
+    ``shape`` (rows, columns) of the image, ``spacing`` in mm; returns float64 (rows, columns // 2 + 1).
+
+    With r = M_t / M_s the gain is r where it suppresses, and 1 + (r - 1) M_s^2 / (M_s^2 + eps) where it amplifies:
+    the Wiener weight returns the gain to 1 where the source has nothing left to amplify but noise. It is exactly 1
+    at zero frequency, so mean HU stay, and 1 everywhere for equal MTFs.
+    """
+    pitch = spacing / 10.0  # cm
+    frequency = np.hypot(np.fft.fftfreq(shape[0], pitch)[:, None], np.fft.rfftfreq(shape[1], pitch)[None, :])
+    have, want = source(frequency), target(frequency)
+    ratio = (want + _FLOOR) / (have + _FLOOR)
+    weight = have**2 / (have**2 + regularisation)
+    return np.where(ratio > 1.0, 1.0 + (ratio - 1.0) * weight, ratio)
+
+
+def apply_filter(slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+    """Whole ``slices`` (b, rows, columns), float32 HU, taken from the source's MTF to the target's.
+
+    Borders are reflected before the Fourier transform, so that opposite sides do not mix.
+    """
+    import torch
+    from scipy.fft import next_fast_len
+    from torch.nn import functional as F
+
+    rows, columns = slices.shape[-2:]
+    before = [min(_MARGIN, side - 1) for side in (rows, columns)]
+    after = [
+        min(next_fast_len(side + 2 * margin, real=True) - side - margin, side - 1)
+        for side, margin in zip((rows, columns), before, strict=True)
+    ]
+    padded = F.pad(slices[:, None], (before[1], after[1], before[0], after[0]), mode="reflect")[:, 0]
+    shape = tuple(padded.shape[-2:])
+    gain = wiener_ratio(source.mtf(), target.mtf(), shape, source.pixel_spacing)
+    gain = torch.from_numpy(gain.astype(np.float32)).to(slices.device)
+    filtered = torch.fft.irfft2(torch.fft.rfft2(padded) * gain, s=shape)
+    return filtered[:, before[0] : before[0] + rows, before[1] : before[1] + columns]
+
+
+class MtfFilter(Method):
+    """The MTF-ratio filter as a method."""
+
+    name: ClassVar[str] = "mtf-filter"
+    title: ClassVar[str] = "MTF filter (classical)"
+    summary: ClassVar[str] = "Changes the kernel by a Fourier filter; noise changes with it. Needs no model."
+    needs_model: ClassVar[bool] = False
+    target_fields: ClassVar[frozenset[str]] = frozenset({"kernel"})
+
+    def prepare(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+        import torch
+
+        return torch.stack([slices, apply_filter(slices, source, target)], dim=1)
+
+    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+        return planes[:, 1]
+
+    def estimate(self, state: Tensor) -> Tensor:
+        return state
+
+    def implausible(self, samples: Tensor, state: Tensor) -> Tensor:
+        return ~samples.isfinite()  # metal may exceed any HU
+
+    def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
+        return 4 * slices * rows * columns * 24

@@ -1,0 +1,164 @@
+"""Model folders (``card.json`` and ``weights.safetensors``): reading, checking and finding them.
+
+Nothing here imports torch but :meth:`Model.weights`, so that a folder can be checked when it is chosen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.models.schema import card_problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CARD = "card.json"
+WEIGHTS = "weights.safetensors"
+EMBEDDED = Path(__file__).with_name("embedded")
+FOLDERS_VARIABLE = "CTHARMONIZE_MODELS"
+"""Environment variable with further folders to look in, separated as in PATH."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checked model folder."""
+
+    folder: Path
+    card: dict
+
+    @property
+    def name(self) -> str:
+        return self.card["name"]
+
+    @property
+    def method(self) -> str:
+        return self.card["method"]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors by name, on the processor. Raises InputError where they changed since the check."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            content = (self.folder / WEIGHTS).read_bytes()
+            _check_sum(self.folder, self.card, hashlib.sha256(content).hexdigest())
+            return load(content)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"The weights in '{self.folder}' cannot be read: {error}.") from error
+
+
+@dataclass(frozen=True)
+class BrokenModel:
+    """A folder that looks like a model but cannot be used, and the reason as a sentence."""
+
+    folder: Path
+    reason: str
+
+
+def load_model(folder: str | os.PathLike) -> Model:
+    """The model in ``folder``, checked: card against its schema, weights against the card's SHA-256.
+
+    Raises InputError with the reason.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"There is no model folder '{folder}'.")
+    for name in (CARD, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"'{folder}' is no model folder: it has no {name}.")
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"The card of the model '{folder}' is no readable JSON: {error}.") from error
+    problem = card_problem(card)
+    if problem:
+        raise InputError(f"The card of the model '{folder}' is not valid: {problem}.")
+    try:
+        with (folder / WEIGHTS).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
+    except OSError as error:
+        raise InputError(f"The weights in '{folder}' cannot be read: {error.strerror}.") from error
+    _check_sum(folder, card, digest.hexdigest())
+    _check_container(folder)
+    return Model(folder, card)
+
+
+def installed_models(extra_folders: Iterable[str | os.PathLike] = ()) -> list[Model | BrokenModel]:
+    """Embedded models, then those in the folders of CTHARMONIZE_MODELS and in ``extra_folders``.
+
+    A folder is a model itself or holds models, one folder each. Unusable ones come back with their reason.
+    """
+    listed = [folder for folder in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if folder]
+    found: dict[Path, Model | BrokenModel] = {}
+    for parent in [EMBEDDED, *map(Path, listed), *map(Path, extra_folders)]:
+        for folder in _candidates(parent.expanduser()):
+            if folder.resolve() in found:
+                continue
+            try:
+                found[folder.resolve()] = load_model(folder)
+            except InputError as error:
+                found[folder.resolve()] = BrokenModel(folder, str(error))
+    return list(found.values())
+
+
+def model_for(method: str, folder: str | os.PathLike | None = None) -> Model:
+    """The model in ``folder``, or without one the first installed model of ``method``.
+
+    ``folder`` may also be the name of an installed model. Raises InputError with the reason.
+    """
+    if folder is not None:
+        named = [m for m in installed_models() if isinstance(m, Model) and m.name == str(folder)]
+        model = named[0] if named and not Path(folder).exists() else load_model(folder)
+        if model.method != method:
+            raise InputError(f"The model '{model.name}' is for the method {model.method}, not {method}.")
+        return model
+    models = installed_models()
+    usable = [model for model in models if isinstance(model, Model) and model.method == method]
+    if usable:
+        return usable[0]
+    broken = [model for model in models if isinstance(model, BrokenModel)]
+    hint = f" ({broken[0].reason})" if broken else ""
+    raise InputError(f"No model for the method {method} is installed: give its folder with --model.{hint}")
+
+
+def _candidates(parent: Path) -> list[Path]:
+    if (parent / CARD).is_file() or (parent / WEIGHTS).is_file():
+        return [parent]
+    try:
+        folders = [entry for entry in parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+    return sorted(folder for folder in folders if (folder / CARD).is_file() or (folder / WEIGHTS).is_file())
+
+
+def _digest(file) -> hashlib._Hash:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest
+
+
+def _check_sum(folder: Path, card: dict, digest: str) -> None:
+    if digest != card["weights_sha256"]:
+        raise InputError(
+            f"The weights in '{folder}' do not match their card (SHA-256 {digest[:12]}..., expected "
+            f"{card['weights_sha256'][:12]}...): copy the model folder again."
+        )
+
+
+def _check_container(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(folder / WEIGHTS), framework="numpy") as file:
+            if not file.keys():
+                raise InputError(f"The weights in '{folder}' are empty.")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"The weights in '{folder}' are no whole safetensors file: {error}.") from error

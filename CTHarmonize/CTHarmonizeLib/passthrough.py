@@ -1,0 +1,102 @@
+"""What the network does not decide: padding, voxels beyond the intensity window, and the local mean HU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from CTHarmonizeLib.ct.volume import PADDING_BELOW
+
+AIR = -1000.0
+AIR_WINDOW = -1100.0
+"""The window reaches at least this far down: air noise must not be cut on one side, which would shift air."""
+
+_RAMP = 50.0  # HU over which the weight goes from 0 to 1
+_SMOOTHING = 2.0  # pixels; white noise of the source falls to a seventh
+
+
+def padding_mask(hu: np.ndarray) -> np.ndarray:
+    """Voxels outside the scanner's field of view: (slices, rows, columns) -> bool.
+
+    They are at or below PADDING_BELOW and connected to a solid 3 x 3 block of such voxels, so a noisy voxel of air
+    is none.
+    """
+    low = hu <= PADDING_BELOW
+    block = np.ones((3, 3), bool)
+    for plane in low:
+        if plane.any():
+            solid = ndimage.binary_erosion(plane, block, border_value=1)
+            plane[...] = ndimage.binary_propagation(solid, block, mask=plane)
+    return low
+
+
+def low_pass(images: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian of ``sigma`` pixels, cut at :func:`reach`, of (b, rows, columns); borders are replicated."""
+    radius = reach(sigma)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    weights = (weights / weights.sum()).to(images.device, images.dtype)
+    x = images[:, None]
+    x = F.conv2d(F.pad(x, (0, 0, radius, radius), mode="replicate"), weights.view(1, 1, -1, 1))
+    x = F.conv2d(F.pad(x, (radius, radius, 0, 0), mode="replicate"), weights.view(1, 1, 1, -1))
+    return x[:, 0]
+
+
+def reach(sigma: float) -> int:
+    """Pixels from which :func:`low_pass` gathers, on each side."""
+    return math.ceil(3.0 * sigma)
+
+
+@dataclass(frozen=True)
+class SourceSlab:
+    """Whole padded source slices, (b, rows, columns) float32 HU.
+
+    ``raw``: as they are; ``clean``: padding outside the field of view replaced by air, for the network must not
+    see its step; ``weight``: 1 where the output counts, 0 where the source passes through, blended between.
+    """
+
+    raw: Tensor
+    clean: Tensor
+    weight: Tensor
+
+    @classmethod
+    def from_hu(
+        cls, hu: np.ndarray, padded: tuple[int, int], window: tuple[float, float], device: torch.device
+    ) -> SourceSlab:
+        """From source slices (b, rows, columns) of any type.
+
+        The weight is decided on a low-passed source, never voxel by voxel: else air noise below the window would
+        stay while that above goes, and air would shift.
+        """
+        padding = ((0, 0), (0, padded[0] - hu.shape[1]), (0, padded[1] - hu.shape[2]))
+        hu = np.pad(hu, padding, mode="edge")
+        outside = torch.from_numpy(padding_mask(hu)).to(device)
+        raw = torch.from_numpy(hu.astype(np.float32)).to(device)
+        clean = torch.where(outside, AIR, raw)
+        smooth = low_pass(clean, _SMOOTHING)
+        low, high = min(window[0], AIR_WINDOW), window[1]
+        weight = _smooth_step((smooth - low) / _RAMP) * _smooth_step((high - smooth) / _RAMP)
+        return cls(raw, clean, torch.where(outside, 0.0, weight))
+
+    def crop(self, region: tuple[slice, slice]) -> SourceSlab:
+        """The part of each slice in ``region`` (rows, columns)."""
+        index = (slice(None), *region)
+        return SourceSlab(self.raw[index], self.clean[index], self.weight[index])
+
+    def finish(self, output: Tensor, anchor: float | None) -> Tensor:
+        """An output (b, rows, columns) of a method, with its low-pass of ``anchor`` pixels (sigma) set to the
+        source's, and the source where it passes through."""
+        if anchor is not None:
+            output = output + low_pass(self.clean - output, anchor)
+        return self.raw + self.weight * (output - self.raw)
+
+
+def _smooth_step(x: Tensor) -> Tensor:
+    x = x.clamp(0.0, 1.0)
+    return x * x * (3.0 - 2.0 * x)

@@ -1,0 +1,196 @@
+"""What is asked for, checked and completed: a request and a volume become a plan that the engine can run."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from CTHarmonizeLib.ct.acquisition import REFERENCE_NOISE, Acquisition, NoiseTable, target_acquisition
+from CTHarmonizeLib.ct.volume import Roi, Volume
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.methods import Method, method_named
+from CTHarmonizeLib.models import Model, model_for
+
+if TYPE_CHECKING:
+    from CTHarmonizeLib.ct.describe import Description
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "float32", "bfloat16")
+MOST_SAMPLES = 1000
+
+_FIELD_WORDS = {"kernel": "the kernel", "dose": "the dose", "thickness": "the slice thickness"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for. None: the source's own (kernel, dose, thickness), what was detected (source_kernel,
+    source_dose), the model's default (samples, temperature), or the engine's choice (tile, batch, threads).
+
+    ``kernel``: a name or an f50 in lp/cm; ``dose`` in percent; ``thickness`` and ``coherence`` (between slices, 0:
+    off) in mm; ``model``: a folder or the name of an installed model; ``batch``: slices at once.
+    """
+
+    kernel: str | float | None = None
+    dose: float | None = None
+    thickness: float | None = None
+    method: str = "ctflow"
+    model: str | os.PathLike | None = None
+    source_kernel: str | float | None = None
+    source_dose: float | None = None
+    samples: int | None = None
+    temperature: float | None = None
+    seed: int = 0
+    coherence: float = 0.0
+    device: str = "auto"
+    precision: str = "auto"
+    roi: Roi | None = None
+    tile: int | None = None
+    batch: int | None = None
+    threads: int | None = None
+
+    def as_dict(self) -> dict:
+        """Plain values, for JSON."""
+        values = asdict(self)
+        values["model"] = None if self.model is None else str(self.model)
+        return values
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What can be settled without the volume: method, model, how many samples at which temperature."""
+
+    method: type[Method]
+    model: Model | None
+    table: NoiseTable
+    samples: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Source and target acquisition; ``dose`` is the target's in percent; ``warnings`` are for the reader."""
+
+    description: Description
+    source: Acquisition
+    target: Acquisition
+    dose: float
+    warnings: list[str] = field(default_factory=list)
+
+
+def choose(request: Request) -> Choice:
+    """Check a request and find its method and model. Raises InputError with the reason."""
+    method = method_named(request.method)
+    _check_target_fields(request, method)
+    if request.device not in DEVICES:
+        raise InputError(f"There is no device '{request.device}': choose one of {', '.join(DEVICES)}.")
+    if request.precision not in PRECISIONS:
+        raise InputError(f"There is no precision '{request.precision}': choose one of {', '.join(PRECISIONS)}.")
+    for name, value, low, high in (
+        ("number of samples", request.samples, 1, MOST_SAMPLES),
+        ("temperature", request.temperature, 0.0, 2.0),
+        ("seed", request.seed, 0, 2**63 - 1),
+        ("slice coherence", request.coherence, 0.0, 50.0),
+        ("tile", request.tile, 16, 8192),
+        ("batch", request.batch, 1, 1024),
+        ("number of threads", request.threads, 1, 1024),
+    ):
+        _check_number(name, value, low, high)
+    for name, value in (("target dose", request.dose), ("source dose", request.source_dose)):
+        _check_number(name + " (percent)", value, 1.0, 400.0)
+    if not method.needs_model:
+        if request.model is not None:
+            raise InputError(f"The method {method.name} needs no model: leave the model out.")
+        return Choice(method, None, REFERENCE_NOISE, request.samples or 1, 1.0)
+    model = model_for(method.name, request.model)
+    samples = request.samples or model.card["default_samples"]
+    temperature = model.card["default_temperature"] if request.temperature is None else request.temperature
+    table = NoiseTable.from_card(model.card["noise_at_full_dose"])
+    return Choice(method, model, table, samples if method.stochastic else 1, temperature)
+
+
+def plan(request: Request, choice: Choice, volume: Volume) -> Plan:
+    """Describe the volume and settle source and target. Raises InputError where the target cannot be reached."""
+    from CTHarmonizeLib.ct.describe import describe
+
+    if request.roi is not None:
+        request.roi.check_inside(volume.shape)
+    description = describe(volume, source_kernel=request.source_kernel, source_dose=request.source_dose)
+    source = description.acquisition
+    if request.source_dose is not None:
+        # Percent means the chosen model's own full dose.
+        source = replace(source, noise=choice.table.noise(source.f50, request.source_dose))
+    target = target_acquisition(source, choice.table, request.kernel, request.dose)
+    dose = request.dose if request.dose is not None else choice.table.dose(source.f50, source.noise)
+    warnings = list(dict.fromkeys((*volume.warnings, *description.warnings)))
+    if choice.model is not None:
+        target, dose = _within_reach(request, choice, target, dose, warnings)
+        warnings += _source_warnings(choice.model, source)
+    if choice.method.stochastic and choice.samples < 4:
+        warnings.append("The standard deviation needs at least 4 samples to be trusted.")
+    return Plan(description, source, target, dose, warnings)
+
+
+def _check_number(name: str, value: float | None, low: float, high: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"The {name} must be a number, not {value!r}.")
+    if isinstance(low, int) and value != int(value):
+        raise InputError(f"The {name} must be a whole number, not {value:g}.")
+    if not low <= value <= high:
+        raise InputError(f"The {name} must lie between {low:g} and {high:g}, not {value:g}.")
+
+
+def _check_target_fields(request: Request, method: type[Method]) -> None:
+    asked = {"kernel": request.kernel, "dose": request.dose, "thickness": request.thickness}
+    if all(value is None for value in asked.values()):
+        raise InputError("Nothing to do: give a target kernel or a target dose.")
+    for name, value in asked.items():
+        if value is not None and name not in method.target_fields:
+            can = " and ".join(_FIELD_WORDS[known] for known in sorted(method.target_fields, reverse=True))
+            raise InputError(
+                f"The method {method.name} cannot set {_FIELD_WORDS[name]}, only {can}: leave {_FIELD_WORDS[name]} "
+                "out or choose another method."
+            )
+
+
+def _within_reach(
+    request: Request, choice: Choice, target: Acquisition, dose: float, warnings: list[str]
+) -> tuple[Acquisition, float]:
+    card = choice.model.card
+    low, high = card["target"]["f50"]
+    if not low - 1e-6 <= target.f50 <= high + 1e-6:
+        whose = "" if request.kernel is not None else " (the source's own: give a target kernel)"
+        raise InputError(
+            f"The model '{choice.model.name}' reaches kernels with an f50 of {low:g} to {high:g} lp/cm, "
+            f"not {target.f50:.2f}{whose}."
+        )
+    low, high = card["target"]["dose"]
+    if low <= dose <= high:
+        return target, dose
+    if request.dose is not None:
+        raise InputError(f"The model '{choice.model.name}' reaches doses of {low:g} to {high:g} %, not {dose:g} %.")
+    nearest = min(max(dose, low), high)
+    warnings.append(
+        f"The source's noise stands for a dose of {dose:.0f} %, beyond the model's {low:g} to {high:g} %: the target "
+        f"dose is {nearest:g} %."
+    )
+    return replace(target, noise=choice.table.noise(target.f50, nearest)), nearest
+
+
+def _source_warnings(model: Model, source: Acquisition) -> list[str]:
+    card = model.card
+    checks = (
+        ("f50", source.f50, card["source"]["f50"], "lp/cm"),
+        ("noise", source.noise, card["source"]["noise"], "HU"),
+        ("pixel spacing", source.pixel_spacing, card["pixel_spacing"], "mm"),
+        ("slice thickness", source.slice_thickness, card["slice_thickness"], "mm"),
+    )
+    return [
+        f"The source's {name} of {value:.3g} {unit} lies outside the {low:g} to {high:g} {unit} that the model "
+        f"'{model.name}' was trained for: judge the result with care."
+        for name, value, (low, high), unit in checks
+        if not low - 1e-6 <= value <= high + 1e-6
+    ]
