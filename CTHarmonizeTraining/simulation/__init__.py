@@ -1,0 +1,1 @@
+"""Simulated CT: what is known of a scan because it was made up."""

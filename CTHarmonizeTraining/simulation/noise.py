@@ -1,0 +1,51 @@
+"""Quantum and electronic noise of a scan, from its noise-free line integrals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+REFERENCE_PITCH = 0.75
+"""Width in mm at the isocentre of the detector pixel for which photons and electronic noise are stated."""
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What 100 % dose means, per detector pixel of :data:`REFERENCE_PITCH` and view.
+
+    ``photons`` without an object in the beam, and ``electronic``, the deviation of the electronic noise in
+    counts. Both are scaled to the detectors in use (photons and electronic variance with their pitch).
+    """
+
+    photons: float = 2.5e5
+    electronic: float = 5.0
+
+
+DEFAULT_EXPOSURE = Exposure()
+
+
+def add_noise(
+    line_integrals: Tensor,
+    dose: float | Sequence[float] | Tensor,
+    pitch: float,
+    generator: torch.Generator,
+    exposure: Exposure = DEFAULT_EXPOSURE,
+) -> Tensor:
+    """Noisy line integrals, of the same shape, at ``dose`` percent (one number, or one per last-axis entry).
+
+    I = Poisson(I0 exp(-p)) + N(0, electronic^2), and -ln(I / I0) with the second-order correction of the
+    logarithm's bias, E[ln I] = ln(mean) - variance / (2 mean^2), counts below 1 raised to 1. So the bias
+    stays below 0.01 in p down to 16 counts (without the correction it would be 0.06 there).
+    """
+    share = pitch / REFERENCE_PITCH
+    variance = exposure.electronic**2 * share
+    dose = torch.as_tensor(dose, dtype=torch.float32, device=line_integrals.device)
+    blank = dose / 100.0 * (exposure.photons * share)
+    counts = torch.poisson(torch.exp(-line_integrals).mul_(blank), generator)
+    electronic = torch.empty_like(counts).normal_(generator=generator)
+    counts.add_(electronic, alpha=variance**0.5).clamp_min_(1.0)
+    counts += 0.5 + 0.5 * variance / counts
+    return counts.div_(blank).log_().neg_()
