@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import zarr
 from scipy import fft
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,11 +18,12 @@ from CTHarmonizeLib.methods.ctflow import acquisition_vector, source_planes
 from CTHarmonizeTraining.data.render import (
     KernelSampler,
     PixelGrid,
-    Spectrum,
+    Sampler,
     crop_window,
-    radial_response,
+    seen_through,
 )
 from CTHarmonizeTraining.simulation.projector import wide_band_mtf
+from CTHarmonizeTraining.simulation.scenes import CLEAN_STEP, SceneStore
 
 FILTER_MARGIN = 16
 """Pixels rendered around a crop so that the MTF-ratio plane sees what a whole slice would show it."""
@@ -31,32 +31,27 @@ FILTER_MARGIN = 16
 KERNEL_MARGIN = 6.0
 """mm of scene around a crop, for the tails of the point spread."""
 
-STORED_STEP = 8.0
-"""Scenes store the noise-free image as integers of 1/8 HU."""
 
-
-class SceneStore:
-    """Scenes of one simulated set (see ``simulation.scenes``), read crop by crop.
-
-    ``clean`` (scenes, rows, columns) and ``noise`` (scenes, realisations, rows, columns) in HU at ``pixel`` mm;
-    ``dose`` (scenes, realisations) in percent.
-    """
+class SceneSampler:
+    """Reads the scenes of one store crop by crop, and knows each slice's noise through any kernel."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            group = zarr.open_group(str(path), mode="r")
-            self.clean_array, self.noise_array = group["clean"], group["noise"]
-            self.dose = np.asarray(group["dose"])
-            self.slice = np.asarray(group["slice"])
+            store = SceneStore(path)
+            self.slice = np.asarray(store.group["slice"])
+            # In memory, shared by the loader's forked workers: a crop is read in microseconds, not milliseconds.
+            self.clean = np.asarray(store.group["clean"][: len(self.slice)])
+            self.noise = np.asarray(store.group["noise"][: len(self.slice)])
+            self.dose = np.asarray(store.group["dose"])[: len(self.slice)]
         except (KeyError, FileNotFoundError, OSError) as error:
             raise InputError(f"{path} holds no simulated scenes: {error}") from error
-        if not len(self.dose):
+        if not len(self.slice):
             raise InputError(f"{path} holds no simulated scenes.")
-        self.pixel = float(group.attrs["pixel_mm"])
-        self.thickness = float(group.attrs["slice_thickness"])
-        self.base = wide_band_mtf(*group.attrs["wide_band"])
-        self.size = self.clean_array.shape[-1]
+        self.pixel = float(store.group.attrs["pixel_mm"])
+        self.thickness = float(store.group.attrs["slice_thickness"])
+        self.base = wide_band_mtf()
+        self.size = self.clean.shape[-1]
         self._measure_noise()
 
     def __len__(self) -> int:
@@ -73,7 +68,7 @@ class SceneStore:
         weight[:, 0] = 1.0
         power = np.empty((*self.dose.shape, 61), dtype=np.float32)
         for scene in range(len(self)):
-            spectra = fft.rfft2(np.asarray(self.noise_array[scene], dtype=np.float32))
+            spectra = fft.rfft2(self.noise[scene].astype(np.float32))
             for realisation, spectrum in enumerate(spectra):
                 energy = (np.abs(spectrum) ** 2 * weight).ravel() / self.size**4
                 power[scene, realisation] = np.bincount(bins, energy, minlength=61)
@@ -87,17 +82,24 @@ class SceneStore:
     def noise_level(self, scene: int, realisation: int, mtf: Mtf) -> float:
         """Deviation in HU of the scene's slice, seen through ``mtf``."""
         centres = self.frequency + 0.5 * self.frequency[1]
-        response = radial_response(mtf, self.base, centres)
+        response = seen_through(mtf, self.base)(centres)
         return float(np.sqrt((self.power[scene, realisation] * response**2).sum()))
 
-    def spectrum(self, scene: int, realisation: int | None, window: tuple[slice, slice]) -> Spectrum:
-        """Spectrum of the noise-free image (``realisation`` None) or of one realisation's noise in ``window``."""
+    def spectrum(self, scene: int, realisation: int | None, window: tuple[slice, slice]) -> np.ndarray:
+        """``rfft2`` of the noise-free image (``realisation`` None) or of one realisation's noise in ``window``."""
+        image = (
+            self.clean[(scene, *window)].astype(np.float32) * CLEAN_STEP
+            if realisation is None
+            else self.noise[(scene, realisation, *window)].astype(np.float32)
+        )
+        return fft.rfft2(image)
+
+    def sampler(self, window: tuple[slice, slice], grid: PixelGrid, mtf: Mtf) -> Sampler:
+        """Samples spectra of ``window`` on ``grid`` as ``mtf`` shows them."""
         rows, columns = window
-        if realisation is None:
-            image = np.asarray(self.clean_array[scene, rows, columns], dtype=np.float32) / STORED_STEP
-        else:
-            image = np.asarray(self.noise_array[scene, realisation, rows, columns], dtype=np.float32)
-        return Spectrum(image, self.pixel, (columns.start * self.pixel, rows.start * self.pixel))
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        origin = (columns.start * self.pixel, rows.start * self.pixel)
+        return Sampler(shape, self.pixel, origin, grid, seen_through(mtf, self.base))
 
 
 class PairDataset(Dataset):
@@ -119,7 +121,7 @@ class PairDataset(Dataset):
         weights: Sequence[float] | None = None,
         measurement_error: float = 0.12,
     ) -> None:
-        self.stores = [SceneStore(path) for path in stores]
+        self.stores = [SceneSampler(path) for path in stores]
         self.length, self.size, self.planes, self.seed = length, size, planes, seed
         self.pixel_range, self.measurement_error = pixel_range, measurement_error
         share = np.asarray(weights if weights is not None else [len(store) for store in self.stores], dtype=float)
@@ -139,18 +141,13 @@ class PairDataset(Dataset):
 
         grid = self._place(rng, store, pixel)
         window = crop_window(grid, store.size, store.pixel, KERNEL_MARGIN)
-        clean = store.spectrum(scene, None, window)
-        phases = clean.phases(grid)
-        source_response = radial_response(source_mtf, store.base, clean.radius)
-        target_response = radial_response(target_mtf, store.base, clean.radius)
-
         (drawn, strength), (target_drawn, target_strength) = source_noise, target_noise
-        source = clean.sample(source_response, phases)
-        source += strength * store.spectrum(scene, drawn, window).sample(source_response, phases)
-        truth = clean.sample(target_response, phases)
-        target = truth + target_strength * store.spectrum(scene, target_drawn, window).sample(
-            target_response, phases
-        )
+        clean = store.spectrum(scene, None, window)
+        as_source = store.sampler(window, grid, source_mtf)
+        as_target = store.sampler(window, grid, target_mtf)
+        source = as_source(clean + strength * store.spectrum(scene, drawn, window))
+        truth = as_target(clean)
+        target = truth + as_target(target_strength * store.spectrum(scene, target_drawn, window))
 
         measured = np.exp(rng.normal(0.0, self.measurement_error))
         source_acquisition = _acquisition(
@@ -191,7 +188,7 @@ class PairDataset(Dataset):
             source, target = int(order[0]), int(order[1])
         return (source, np.exp(rng.uniform(-0.2, 0.2))), (target, np.exp(rng.uniform(-0.5, 0.15)))
 
-    def _place(self, rng: np.random.Generator, store: SceneStore, pixel: float) -> PixelGrid:
+    def _place(self, rng: np.random.Generator, store: SceneSampler, pixel: float) -> PixelGrid:
         size = self.size + 2 * FILTER_MARGIN
         room = (store.size - 1) * store.pixel
         reach = min(0.5 * (size - 1) * pixel, 0.5 * room)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import fft
 
 from CTHarmonizeLib.ct.mtf import Mtf
@@ -44,51 +45,56 @@ def crop_window(grid: PixelGrid, scene_size: int, scene_pixel: float, margin: fl
     return windows[0], windows[1]
 
 
-class Spectrum:
-    """Spectrum of part of a scene, to be seen through kernels and sampled on grids.
+class Sampler:
+    """Filters images and samples them on a grid, in one step.
 
-    ``image`` (rows, columns) is the windowed part, its first pixel at ``origin`` (x, y) mm.
+    For images (rows, columns) of ``pixel`` mm whose first pixel lies at ``origin`` (x, y) mm. ``response`` maps
+    frequencies in lp/cm to gains; where it has died out, coefficients are left out of the sums.
     """
 
-    def __init__(self, image: np.ndarray, pixel: float, origin: tuple[float, float]) -> None:
-        rows, columns = image.shape
-        self.values = fft.rfft2(image.astype(np.float32))
-        self.origin = origin
-        self.fy = fft.fftfreq(rows, pixel).astype(np.float32)
-        self.fx = fft.rfftfreq(columns, pixel).astype(np.float32)
-        self.radius = 10.0 * np.hypot(self.fy[:, None], self.fx[None])  # lp/cm
+    NEGLIGIBLE = 1e-4
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        pixel: float,
+        origin: tuple[float, float],
+        grid: PixelGrid,
+        response: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        rows, columns = shape
+        fy, fx = fft.fftfreq(rows, pixel), fft.rfftfreq(columns, pixel)
+        along = np.linspace(0.0, 10.0 * np.hypot(np.abs(fy).max(), fx[-1]), 512)
+        gains = response(along)
+        alive = np.flatnonzero(np.abs(gains) > self.NEGLIGIBLE)
+        reach = along[min(alive[-1] + 1, 511)] / 10.0
+        self.rows, self.columns = np.flatnonzero(np.abs(fy) <= reach), int(np.searchsorted(fx, reach, "right"))
+        fy, fx = fy[self.rows], fx[: self.columns]
+        self.gain = np.interp(10.0 * np.hypot(fy[:, None], fx), along, gains).astype(np.float32)
         # A real image needs half the columns of its spectrum; the others count twice.
-        weight = np.full(len(self.fx), 2.0, dtype=np.float32)
-        weight[0] = 1.0
-        if columns % 2 == 0:
-            weight[-1] = 1.0
-        self.weight = weight / (rows * columns)
+        weight = np.where((np.arange(self.columns) == 0) | (2 * np.arange(self.columns) == columns), 1.0, 2.0)
+        y, x = grid.positions(1) - origin[1], grid.positions(0) - origin[0]
+        self.left = torch.from_numpy(np.exp(2j * np.pi * np.outer(y, fy)).astype(np.complex64))
+        right = weight[:, None] / (rows * columns) * np.exp(2j * np.pi * np.outer(fx, x))
+        self.right = torch.from_numpy(right.astype(np.complex64))
 
-    def phases(self, grid: PixelGrid) -> tuple[np.ndarray, np.ndarray]:
-        """Fourier matrices (size, rows) and (columns, size) of the grid's pixel centres."""
-        y, x = grid.positions(1) - self.origin[1], grid.positions(0) - self.origin[0]
-        return (
-            np.exp(2j * np.pi * np.outer(y, self.fy)).astype(np.complex64),
-            (self.weight[:, None] * np.exp(2j * np.pi * np.outer(self.fx, x))).astype(np.complex64),
-        )
-
-    def sample(self, response: np.ndarray, phases: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """(size, size) float32: the image filtered by ``response`` (as ``radius``) at the grid's pixels."""
-        left, right = phases
-        return (left @ (self.values * response) @ right).real.astype(np.float32)
+    def __call__(self, spectrum: np.ndarray) -> np.ndarray:
+        """(size, size) float32 from an image's ``rfft2``."""
+        # Torch's threads are the loader's to limit; numpy's would fight the training for the processor.
+        seen = torch.from_numpy((spectrum[self.rows, : self.columns] * self.gain).astype(np.complex64))
+        return (self.left @ seen @ self.right).real.numpy().copy()
 
 
-def radial_response(
-    mtf: Callable[[np.ndarray], np.ndarray], base: Callable[[np.ndarray], np.ndarray], radius: np.ndarray
-) -> np.ndarray:
-    """Filter that turns a reconstruction with total MTF ``base`` into one with ``mtf``; 0 where the base has none.
+def seen_through(
+    mtf: Callable[[np.ndarray], np.ndarray], base: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Filter that turns a reconstruction with total MTF ``base`` into one with ``mtf``; 0 where the base has none."""
 
-    The curve is tabulated along the radius, which is far cheaper than evaluating it at each coefficient.
-    """
-    table = np.linspace(0.0, float(radius.max()) + 1e-3, 512)
-    base_values = base(table)
-    ratio = np.where(base_values > 0.02, mtf(table) / np.maximum(base_values, 0.02), 0.0)
-    return np.interp(radius, table, ratio).astype(np.float32)
+    def response(frequency: np.ndarray) -> np.ndarray:
+        have = base(frequency)
+        return np.where(have > 0.02, mtf(frequency) / np.maximum(have, 0.02), 0.0)
+
+    return response
 
 
 class KernelSampler:

@@ -1,0 +1,36 @@
+"""The command ``ctharmonize-train``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from CTHarmonizeLib.errors import CTHarmonizeError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status (0 done, 2 bad input, 3 cannot run here, 130 cancelled)."""
+    from jsonargparse import auto_cli
+
+    from CTHarmonizeTraining.evaluation.pairs_table import evaluate
+    from CTHarmonizeTraining.simulation.command import simulate
+    from CTHarmonizeTraining.training.fit import fit
+
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        auto_cli(
+            {"simulate": simulate, "fit": fit, "evaluate": evaluate},
+            args=[argument for argument in arguments if argument != "--debug"],
+            prog="ctharmonize-train",
+        )
+    except CTHarmonizeError as error:
+        if debug:
+            raise
+        print(f"ctharmonize-train: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("ctharmonize-train: Cancelled.", file=sys.stderr)
+        return 130
+    return 0
