@@ -1,0 +1,154 @@
+"""From a request to results: the one road that panel, console, command line and worker all take."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from CTHarmonizeLib import report
+from CTHarmonizeLib.ct.io import read_volume, write_nrrd
+from CTHarmonizeLib.ct.volume import Volume, check_ct
+from CTHarmonizeLib.errors import Cancelled, CannotRunError, InputError
+from CTHarmonizeLib.request import Request, choose, plan
+
+Progress = Callable[[float, str], None]
+
+READING, DESCRIBING, LOADING, HARMONIZING, WRITING = (
+    "Reading the volume",
+    "Describing the source",
+    "Loading the method",
+    "Harmonizing",
+    "Writing the results",
+)
+FILES = {
+    "harmonized": "harmonized.nrrd",
+    "mean": "mean.nrrd",
+    "standardDeviation": "standard_deviation.nrrd",
+    "report": "result.json",
+}
+"""Names of the result files, by what the worker's ``result`` event calls them."""
+
+_STARTS = {READING: 0.0, DESCRIBING: 0.02, LOADING: 0.04, HARMONIZING: 0.05, WRITING: 0.99}
+
+
+@dataclass(frozen=True)
+class Result:
+    """``harmonized`` (sample 0) and ``mean``: int16 HU; ``standard_deviation``: float32 HU; ``report``: plain data."""
+
+    harmonized: Volume
+    mean: Volume
+    standard_deviation: Volume
+    report: dict
+
+    def save(self, folder: str | os.PathLike, compress: bool = False) -> dict[str, Path]:
+        """Write the three volumes and ``result.json`` into ``folder``; the paths, by the keys of FILES.
+
+        All are written aside first and then renamed, so older results are replaced only by whole new ones. Raises
+        CannotRunError where the disk is full or the folder cannot be written.
+        """
+        folder = check_output_folder(folder)
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".ctharmonize-", dir=folder) as aside:
+                aside = Path(aside)
+                write_nrrd(self.harmonized, aside / FILES["harmonized"], "int16", compress)
+                write_nrrd(self.mean, aside / FILES["mean"], "int16", compress)
+                write_nrrd(self.standard_deviation, aside / FILES["standardDeviation"], "float32", compress)
+                (aside / FILES["report"]).write_text(report.as_json(self.report, indent=2), encoding="utf-8")
+                for name in FILES.values():
+                    os.replace(aside / name, folder / name)
+        except BaseException as error:
+            if made:  # the outermost folder that was not there before
+                shutil.rmtree(made[-1], ignore_errors=True)
+            if isinstance(error, OSError):
+                raise CannotRunError(f"The results cannot be written to '{folder}': {error.strerror}.") from error
+            raise
+        return {key: folder / name for key, name in FILES.items()}
+
+
+def check_output_folder(folder: str | os.PathLike) -> Path:
+    """``folder`` as a path. Raises InputError or CannotRunError where no results can be written to it."""
+    folder = Path(folder).expanduser().absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"The results cannot go to '{folder}': '{there}' is a file.")
+    if not os.access(there, os.W_OK):
+        raise CannotRunError(f"The results cannot be written to '{folder}': no permission.")
+    return folder
+
+
+def harmonize(
+    volume: Volume | str | os.PathLike,
+    request: Request,
+    progress: Progress = lambda fraction, stage: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Harmonize ``volume`` (or the file or DICOM folder at a path) as ``request`` says.
+
+    ``progress`` is told the fraction of the whole run and its stage; ``cancelled`` is asked often. Raises
+    InputError, CannotRunError or Cancelled. Nothing is written.
+    """
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def enter(stage: str, last: str | None) -> None:
+        nonlocal clock
+        if last is not None:
+            seconds[last], clock = round(time.perf_counter() - clock, 3), time.perf_counter()
+        if cancelled():
+            raise Cancelled
+        progress(_STARTS[stage], stage)
+
+    choice = choose(request)
+    enter(READING, None)
+    path = None if isinstance(volume, Volume) else Path(volume)
+    if path is not None:
+        volume = read_volume(path)
+    check_ct(volume)
+    enter(DESCRIBING, "read")
+    settled = plan(request, choice, volume)
+    enter(LOADING, "describe")
+
+    from CTHarmonizeLib import device, engine
+
+    device.limit_threads(request.threads)
+    place = device.choose_device(request.device)
+    precision = device.choose_precision(place, request.precision)
+    method = choice.method(choice.model, place, precision)
+    enter(HARMONIZING, "load")
+    settings = engine.Settings(
+        samples=choice.samples,
+        temperature=choice.temperature,
+        seed=request.seed,
+        coherence=request.coherence,
+        deviation_factor=1.0 if choice.model is None else float(choice.model.card["deviation_factor"]),
+        roi=request.roi,
+        slab=request.batch,
+        tile=request.tile,
+    )
+    span = _STARTS[WRITING] - _STARTS[HARMONIZING]
+    outcome = engine.run(
+        volume,
+        method,
+        settled.source,
+        settled.target,
+        settings,
+        lambda fraction: progress(_STARTS[HARMONIZING] + span * fraction, HARMONIZING),
+        cancelled,
+    )
+    enter(WRITING, "harmonize")
+    region = volume if request.roi is None else volume.crop(request.roi)
+    warnings = settled.warnings + report.outcome_warnings(outcome)
+    region = replace(region, warnings=tuple(warnings))
+    return Result(
+        region.with_hu(outcome.harmonized),
+        region.with_hu(outcome.mean),
+        region.with_hu(outcome.deviation),
+        report.build(path, volume, region, request, choice, settled, outcome, place, precision, seconds, warnings),
+    )
