@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
 from scipy.optimize import least_squares
 from scipy.spatial import cKDTree
 
@@ -22,8 +22,11 @@ _SMOOTHING_MM = 1.2
 _OUTSIDE_MM, _INSIDE_MM = 9.0, 7.0
 _BIN_PIXELS = 0.1
 _LINE_MM = 4.0
+_PROFILE_MM = 6.0
 _LARGEST_LEAN_MM = 0.35
 _MINIMUM_POINTS = 300
+_STEEP_SHARE = 0.87
+_LONGEST_TAIL = 2.1  # f10 / f50; a Gaussian has 1.8
 _MAXIMUM_SLICES = 16
 
 
@@ -46,10 +49,19 @@ class MtfMeasurement:
 
 @dataclass(frozen=True)
 class _Surface:
-    """Points of the air-skin boundary of one slice: (points, 2) place and outward normal in pixels (row, column)."""
+    """Points of the air-skin boundary of one slice: (points, 2) place and outward normal in pixels (row, column),
+    how steeply the HU fall there (share of the step per mm), and the noise of that."""
 
     place: np.ndarray
     normal: np.ndarray
+    steepness: np.ndarray
+    steepness_noise: float
+
+    def part(self, chosen: np.ndarray) -> _Surface:
+        return _Surface(self.place[chosen], self.normal[chosen], self.steepness[chosen], self.steepness_noise)
+
+
+_NOTHING = _Surface(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), 0.0)
 
 
 def measure_mtf(hu: np.ndarray, pixel_spacing: float) -> MtfMeasurement | None:
@@ -61,18 +73,26 @@ def measure_mtf(hu: np.ndarray, pixel_spacing: float) -> MtfMeasurement | None:
     """
     slices = hu[None] if hu.ndim == 2 else hu
     chosen = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), _MAXIMUM_SLICES)).round().astype(int))
-    distances, values, lowest = [], [], []
+    surfaces = {
+        index: _surface(slices[index].astype(np.float32), pixel_spacing, _neighbours(slices, index, pixel_spacing))
+        for index in chosen
+    }
+    steepness = np.concatenate([surface.steepness for surface in surfaces.values()])
+    if len(steepness) < _MINIMUM_POINTS:
+        return None
+    # clothes, a mattress, a leaning surface can only blur the edge: what is much less steep is not bare skin
+    noise = float(np.median([surface.steepness_noise for surface in surfaces.values() if len(surface.place)]))
+    enough = _STEEP_SHARE * (np.percentile(steepness, 90) - 1.28 * noise) - 1.5 * noise
+    distances, values = [], []
     edges = used = 0
-    for index in chosen:
-        image = slices[index].astype(np.float32)
-        surface = _surface(image, pixel_spacing, _neighbours(slices, index, pixel_spacing))
-        if len(surface.place) == 0:
+    for index, surface in surfaces.items():
+        bare = surface.part(surface.steepness > enough)
+        if len(bare.place) == 0:
             continue
-        distance, value = _samples(image, surface, pixel_spacing)
+        distance, value = _samples(slices[index].astype(np.float32), bare, pixel_spacing)
         distances.append(distance)
         values.append(value)
-        lowest.append(float(image.min()))
-        edges += len(surface.place)
+        edges += len(bare.place)
         used += 1
     if edges < _MINIMUM_POINTS:
         return None
@@ -99,7 +119,7 @@ def _surface(image: np.ndarray, pixel_spacing: float, neighbours: list[np.ndarra
     smooth = _smoothed(image, pixel_spacing)
     body = _body(smooth)
     if body is None:
-        return _Surface(np.zeros((0, 2)), np.zeros((0, 2)))
+        return _NOTHING
     place = _crossings(smooth, body)
     gradient = np.stack(np.gradient(smooth), axis=-1)
     slope = _sampled(gradient, place)
@@ -107,7 +127,7 @@ def _surface(image: np.ndarray, pixel_spacing: float, neighbours: list[np.ndarra
     keep = steep > 100.0 * pixel_spacing
     place, slope, steep = place[keep], slope[keep], steep[keep]
     if len(place) < 3:
-        return _Surface(np.zeros((0, 2)), np.zeros((0, 2)))
+        return _NOTHING
     normal = -slope / steep[:, None]
     usable = _in_free_air(smooth, place, normal, pixel_spacing) & _in_even_tissue(smooth, place, normal, pixel_spacing)
     for other in neighbours:
@@ -115,7 +135,30 @@ def _surface(image: np.ndarray, pixel_spacing: float, neighbours: list[np.ndarra
         usable &= lean < _LARGEST_LEAN_MM
     place, normal, straight = _straightened(place, normal, pixel_spacing)
     usable &= straight
-    return _Surface(place[usable], normal[usable])
+    place, normal = place[usable], normal[usable]
+    if len(place) < 3:
+        return _NOTHING
+    return _Surface(place, normal, *_steepness(image, place, normal, pixel_spacing))
+
+
+def _steepness(
+    image: np.ndarray, place: np.ndarray, normal: np.ndarray, pixel_spacing: float
+) -> tuple[np.ndarray, float]:
+    """Steepest fall of the HU along the normal, as share of the step per mm, and its noise, seen in the air.
+
+    The profiles are averaged over the neighbouring boundary first.
+    """
+    steps = np.arange(-5.0, 8.01, 0.25)
+    profile, _ = _along(image, place, normal, steps, pixel_spacing)
+    tree = cKDTree(place)
+    near = tree.sparse_distance_matrix(tree, _PROFILE_MM / pixel_spacing, output_type="coo_matrix")
+    near = sparse.csr_matrix((np.ones(near.nnz), (near.row, near.col)), shape=near.shape) + sparse.eye(len(place))
+    near.data[:] = 1.0
+    profile = (near @ profile) / np.asarray(near.sum(1))
+    fall = -ndimage.gaussian_filter1d(profile, 2.0, axis=1, order=1, mode="nearest") / 0.25
+    middle = np.abs(steps) <= 3.0
+    step = profile[:, (steps > -3.5) & (steps < -0.5)].max(1) - profile[:, steps > 4.0].mean(1)
+    return fall[:, middle].max(1) / np.maximum(step, 100.0), float(fall[:, steps > 4.0].std() / np.median(step))
 
 
 def _body(smooth: np.ndarray) -> np.ndarray | None:
@@ -253,7 +296,11 @@ class _StepResponse:
 def _fit(
     position: np.ndarray, spread: np.ndarray, error: np.ndarray, pixel_spacing: float
 ) -> tuple[Mtf, float] | None:
-    """MTF whose edge, with a skin layer and the tissue's slow slope behind it, fits best; and the residual in HU."""
+    """MTF whose edge, with a skin layer and the tissue's slow slope behind it, fits best, and the residual in HU.
+
+    None where the edge is no CT system's: too small a step, or so long a tail that clothes or a mattress must lie
+    on the skin.
+    """
     step = _StepResponse()
     air = float(np.median(spread[position > 4.0])) if (position > 4.0).any() else -1000.0
     tissue = float(np.median(spread[position < -4.0])) if (position < -4.0).any() else -100.0
@@ -287,5 +334,7 @@ def _fit(
         if best is None or found.cost < best.cost:
             best = found
     mtf = Mtf(float(np.exp(best.x[0])), float(best.x[1]), float(best.x[2]))
+    if mtf.f10 / mtf.f50 > _LONGEST_TAIL:
+        return None
     residual = float(np.sqrt(np.mean((model(best.x) - spread) ** 2)))
     return mtf, residual
