@@ -9,13 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PySide6 import QtCore, QtGui, QtWidgets
-
 import slicer
+from PySide6 import QtCore, QtGui, QtWidgets
 
 from . import dialogs
 from .modules import ModuleManager
-from .scene import FileManager, makeScene, volumesModule
+from .scene import FileManager, Scene
+from .views import LayoutManager
 
 VERSION = "5.10.0"  # the oldest Slicer that the project supports
 
@@ -26,42 +26,6 @@ for name in $(env | sed -n 's/^\\(PYTHON[A-Z]*\\|VIRTUAL_ENV\\|QT_[A-Z_]*\\|PYTE
 done
 exec "{python}" "$@"
 """
-
-
-class LayoutManager(QtCore.QObject):
-    """Remembers the layout; has no views."""
-
-    layoutChanged = QtCore.Signal(int)
-
-    def __init__(self, parent=None):
-        super().__init__(parent)
-        self._layout = slicer.vtkMRMLLayoutNode.SlicerLayoutConventionalView
-
-    def setLayout(self, layout: int) -> None:
-        if layout != self._layout:
-            self._layout = layout
-            self.layoutChanged.emit(layout)
-
-    layout = QtCore.Property(int, lambda self: self._layout, setLayout)
-
-    def sliceViewNames(self) -> tuple:
-        return ()
-
-    def sliceWidget(self, name: str):
-        return None
-
-    def mrmlSliceLogics(self):
-        return None
-
-    def resetSliceViews(self) -> None:
-        pass
-
-    def resetThreeDViews(self) -> None:
-        pass
-
-    @property
-    def threeDViewCount(self) -> int:
-        return 0
 
 
 class qSlicerApplication(QtWidgets.QApplication):
@@ -86,15 +50,15 @@ class qSlicerApplication(QtWidgets.QApplication):
             QtCore.QSettings.setPath(QtCore.QSettings.Format.IniFormat, scope, str(self._home / "settings"))
         self._environment = self._cleanEnvironment()
         self._writePythonSlicer()
-        self._scene, self._logic = makeScene()
+        self._world = Scene()
         self._modules = ModuleManager(self)
         self._files = FileManager()
-        self._layouts = LayoutManager(self)
         self.installRequests: list[tuple] = []  # of slicer.packaging
         self.mainWindow = None
         slicer.app = self
-        slicer.mrmlScene = self._scene
-        self._modules.add("volumes", volumesModule(self._scene, self._logic))
+        slicer.mrmlScene = self._world.scene
+        self._modules.add("Volumes", self._world.volumesModule())
+        self._layouts = LayoutManager(self._world, self)
         self.answers = dialogs.Answers()
 
     # Folders and processes
@@ -105,8 +69,6 @@ class qSlicerApplication(QtWidgets.QApplication):
         for name, value in os.environ.items():
             if not name.startswith(("PYTHON", "PYTEST", "LD_LIBRARY_PATH", "QT_")):
                 environment.insert(name, value)
-        # Inside Slicer these are the launcher's; a module that passes its own environment on must not pass ours.
-        os.environ.pop("PYTHONPATH", None)
         return environment
 
     def _writePythonSlicer(self) -> None:
@@ -149,10 +111,10 @@ class qSlicerApplication(QtWidgets.QApplication):
     # Scene, modules, views
 
     def mrmlScene(self):
-        return self._scene
+        return self._world.scene
 
     def applicationLogic(self):
-        return self._logic
+        return self._world.logic
 
     def moduleManager(self) -> ModuleManager:
         return self._modules
@@ -172,6 +134,7 @@ class qSlicerApplication(QtWidgets.QApplication):
         pass
 
     def remove(self) -> None:
-        """Takes the application's folder away."""
+        """Takes the application's folder away and stops drawing."""
+        self._layouts.detach()
         os.environ["PATH"] = os.environ["PATH"].removeprefix(f"{self._home / 'bin'}{os.pathsep}")
         shutil.rmtree(self._home, ignore_errors=True)

@@ -30,10 +30,24 @@ class Console:
         sys.unraisablehook = lambda what: self._exception(what.exc_type, what.exc_value, what.exc_traceback)
         threading.excepthook = lambda what: self._exception(what.exc_type, what.exc_value, what.exc_traceback)
         QtCore.qInstallMessageHandler(self._qtMessage)
+        self._vtkTag = None
+
+    def watchVtk(self) -> None:
+        """VTK's errors too, which Slicer shows in red; after the first import of vtk."""
+        import vtk
+
+        @vtk.calldata_type(vtk.VTK_STRING)
+        def failed(_window, _event, text):
+            self.errors.append(f"VTK error: {text}")
+
+        self._vtkWindow = vtk.vtkOutputWindow.GetInstance()
+        self._vtkTag = self._vtkWindow.AddObserver("ErrorEvent", failed)
 
     def close(self) -> None:
         sys.excepthook, sys.unraisablehook, threading.excepthook = self._before
         QtCore.qInstallMessageHandler(None)
+        if self._vtkTag is not None:
+            self._vtkWindow.RemoveObserver(self._vtkTag)
 
     def _exception(self, kind, value, trace) -> None:
         text = "".join(traceback.format_exception(kind, value, trace))

@@ -37,11 +37,12 @@ class Host:
         self.display = ensureDisplay()
         self.console = Console()
         self._completeModules()
+        self.console.watchVtk()
         from .application import qSlicerApplication
         from .window import MainWindow
 
         self.app = qSlicerApplication()
-        self.window = MainWindow()
+        self.window = MainWindow(self.app.layoutManager().viewport())
         self.app.mainWindow = self.window
 
     def _completeModules(self) -> None:
@@ -107,10 +108,11 @@ class Host:
 
     def showModule(self, name: str):
         """Shows a loaded module's panel, as choosing it in Slicer does; returns its Python widget."""
-        widget = self.app.moduleManager().module(name).widgetRepresentation()
-        self.window.showPanel(widget)
+        import slicer
+
+        slicer.util.selectModule(name)
         self.process()
-        return widget.self()
+        return slicer.util.getModuleWidget(name)
 
     def process(self, seconds: float = 0.0, until: Callable[[], bool] | None = None) -> bool:
         """Keeps the event loop turning for `seconds`, or until the predicate holds; returns whether it does."""
@@ -142,9 +144,8 @@ class Host:
         import slicer
 
         manager = self.app.moduleManager()
-        for name in manager.modulesNames():
-            if name != "Volumes":
-                manager.unload(name)
+        for name in manager.scriptedModuleNames():
+            manager.unload(name)
         slicer.mrmlScene.Clear(0)
         self.app.settings().clear()
         self.app.answers.shown.clear()

@@ -160,6 +160,34 @@ def _qtProperty(kind: QtCore.QMetaProperty) -> property:
     return property(get, put, doc=f"Qt property of type {kind.typeName()}")
 
 
+class _StaticAndProperty(property):
+    """A static function on the class and a property on its objects, as `QTimer.singleShot` is both."""
+
+    def __init__(self, function: Callable, own: property) -> None:
+        super().__init__(own.fget, own.fset, doc=own.__doc__)
+        self._function = function
+
+    def __get__(self, instance, owner=None):
+        return self._function if instance is None else super().__get__(instance, owner)
+
+
+_timers: set[QtCore.QTimer] = set()
+
+
+def _singleShot(milliseconds: int, function: Callable) -> None:
+    """`qt.QTimer.singleShot(ms, function)`; PySide6's own would go through the `connect` taught here."""
+    timer = QtCore.QTimer()
+    _timers.add(timer)
+
+    def fire():
+        _timers.discard(timer)
+        function()
+
+    _plainConnect(timer, QtCore.SIGNAL("timeout()"), fire)
+    timer.setSingleShot(True)
+    timer.start(milliseconds)
+
+
 def _exec(self, *args):
     return self.exec(*args)
 
@@ -178,7 +206,10 @@ def teach() -> None:
             for index in range(meta.propertyOffset(), meta.propertyCount()):
                 kind = meta.property(index)
                 if kind.name() not in VIRTUAL:
-                    setattr(cls, kind.name(), _qtProperty(kind))
+                    taught = _qtProperty(kind)
+                    if (cls, kind.name()) == (QtCore.QTimer, "singleShot"):
+                        taught = _StaticAndProperty(_singleShot, taught)
+                    setattr(cls, kind.name(), taught)
             if "exec" in vars(cls):
                 cls.exec_ = _exec
     root = QtCore.QObject

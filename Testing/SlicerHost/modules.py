@@ -7,9 +7,8 @@ import sys
 import types
 from pathlib import Path
 
-from PySide6 import QtCore, QtGui, QtWidgets
-
 import slicer
+from PySide6 import QtCore, QtGui, QtWidgets
 
 from .mrmlWidgets import qMRMLWidget
 
@@ -130,6 +129,15 @@ class ModuleManager(QtCore.QObject):
     def modulesNames(self) -> list[str]:
         return [module.name for module in self._modules.values()]
 
+    def scriptedModuleNames(self) -> list[str]:
+        return [m.name for m in self._modules.values() if isinstance(m, qSlicerScriptedLoadableModule)]
+
+    def factoryManager(self) -> ModuleManager:
+        """In Slicer another object; here this one answers for it."""
+        return self
+
+    loadedModuleNames = modulesNames
+
     def unload(self, name: str) -> None:
         """Says that the module goes (its widget's `cleanup` listens), and takes it away."""
         module = self._modules.pop(name.lower(), None)
@@ -143,7 +151,3 @@ class ModuleManager(QtCore.QObject):
         for attribute in (name.lower(), name + "Widget"):
             if hasattr(slicer.modules, attribute):
                 delattr(slicer.modules, attribute)
-
-    def unloadAll(self) -> None:
-        for module in list(self._modules.values()):
-            self.unload(module.name)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import slicer
 import vtk
 from PySide6 import QtCore, QtWidgets
-
-import slicer
 
 from .ctkWidgets import ctkDoubleSpinBox, ctkSliderWidget
 from .properties import stored, withSetters
