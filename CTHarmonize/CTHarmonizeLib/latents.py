@@ -77,9 +77,7 @@ class Latents:
             for level, shape in enumerate(self.shapes)
         ]
 
-    def draw(
-        self, slices: range, sample: int, region: tuple[slice, slice], attempt: int = 0
-    ) -> list[np.ndarray]:
+    def draw(self, slices: range, sample: int, region: tuple[slice, slice], attempt: int = 0) -> list[np.ndarray]:
         """Latents of one sample for absolute ``slices``, cropped to ``region`` (rows, columns), in levels.
 
         Each is (slices, channels, rows, columns), float32, times the temperature, halved with every ``attempt``.

@@ -27,7 +27,13 @@ def one_thread():
 def run(volume=None, method=None, progress=lambda fraction: None, cancelled=lambda: False, **settings):
     settings = {"samples": 6, "seed": 4, **settings}
     return engine.run(
-        volume or chest(), method or NoisyConvolution(), ACQUISITION, ACQUISITION, Settings(**settings), progress, cancelled
+        volume or chest(),
+        method or NoisyConvolution(),
+        ACQUISITION,
+        ACQUISITION,
+        Settings(**settings),
+        progress,
+        cancelled,
     )
 
 

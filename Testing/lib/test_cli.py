@@ -1,0 +1,266 @@
+"""The command line: results, geometry, exit statuses, and one sentence for everything that goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from model_folder import make_model_folder
+from stochastic_method import chest
+
+import CTHarmonizeLib
+from CTHarmonizeLib import cli, harmonize
+from CTHarmonizeLib.ct.io import read_volume, write_nrrd
+
+RESULTS = {"harmonized.nrrd", "mean.nrrd", "standard_deviation.nrrd", "result.json"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(CTHarmonizeLib.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Scan and model folder, with a name that needs UTF-8."""
+    folder = tmp_path_factory.mktemp("Überprüfung 試験")
+    write_nrrd(chest(3, 128, 136), folder / "scan.nrrd")
+    make_model_folder(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def scan(shared):
+    return str(shared / "scan.nrrd")
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def test_mtf_filter(scan, tmp_path, capsys):
+    assert (
+        cli.main(["harmonize", scan, "-o", str(tmp_path / "out"), "--kernel", "smooth", "--method", "mtf-filter"]) == 0
+    )
+    assert names(tmp_path / "out") == RESULTS
+    assert str(tmp_path / "out" / "mean.nrrd") in capsys.readouterr().out
+    source = SimpleITK.ReadImage(scan)
+    for name, pixel in (("harmonized", "int16"), ("mean", "int16"), ("standard_deviation", "float32")):
+        image = SimpleITK.ReadImage(str(tmp_path / "out" / f"{name}.nrrd"))
+        assert SimpleITK.GetArrayFromImage(image).dtype == pixel
+        np.testing.assert_allclose(image.GetOrigin(), source.GetOrigin(), atol=1e-6)
+        np.testing.assert_allclose(image.GetSpacing(), source.GetSpacing(), atol=1e-6)
+        np.testing.assert_allclose(image.GetDirection(), source.GetDirection(), atol=1e-6)
+    assert SimpleITK.GetArrayFromImage(image).max() == 0.0
+    report = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert report["method"] == "mtf-filter" and report["model"] is None
+    assert report["target"]["acquisition"]["f50"] == pytest.approx(2.8)
+    assert report["request"]["kernel"] == "smooth"
+    assert report["hu"]["mean"]["mean"] == pytest.approx(report["hu"]["input"]["mean"], abs=1.0)
+    assert report["hu"]["mean"]["deviation"] < report["hu"]["input"]["deviation"]
+
+
+def test_ctflow_with_json(shared, scan, tmp_path, capsys):
+    command = ["harmonize", scan, "-o", str(tmp_path / "neu ü"), "--kernel", "4.5", "--dose", "50", "--json"]
+    assert cli.main([*command, "--model", str(shared / "model"), "--device", "cpu", "--source-kernel", "sharp"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    card = json.loads((shared / "model" / "card.json").read_text(encoding="utf-8"))
+    assert report["model"]["weights_sha256"] == card["weights_sha256"]
+    assert (report["samples"], report["temperature"], report["seed"]) == (4, 0.8, 0)
+    assert report["target"]["dose"] == 50
+    assert report["target"]["acquisition"]["f50"] == pytest.approx(4.5)
+    assert report["source"]["acquisition"]["f50"] == pytest.approx(6.0, abs=1.1)
+    assert report["resampled"]["share"] >= 0
+    assert set(report["seconds"]) == {"read", "describe", "load", "harmonize"}
+    assert {"ctharmonize", "python", "torch", "numpy"} == set(report["versions"])
+    assert report == json.loads((tmp_path / "neu ü" / "result.json").read_text(encoding="utf-8"))
+    assert report["standard_deviation"]["largest"] > 0
+
+
+def test_region_of_interest_lies_in_its_place(shared, scan, tmp_path):
+    options = dict(dose=50.0, model=shared / "model", device="cpu", precision="float32", samples=2)
+    whole = harmonize(scan, "medium", **options)
+    command = (
+        f"harmonize {{}} -o {{}} --kernel medium --dose 50 --samples 2 --precision float32 --device cpu --roi {ROI}"
+    )
+    arguments = [part.format(scan if i == 1 else tmp_path) for i, part in enumerate(command.split(" "))]
+    assert cli.main([*arguments, "--model", str(shared / "model")]) == 0
+    part = read_volume(tmp_path / "mean.nrrd")
+    expected = whole.mean.hu[1:3, 40:96, 16:80]
+    assert part.shape == expected.shape
+    assert np.abs(part.hu.astype(int) - expected).max() <= 1
+    matrix = whole.mean.ijk_to_ras()
+    np.testing.assert_allclose(part.ijk_to_ras()[:3, 3], (matrix @ [16, 40, 1, 1])[:3], atol=1e-6)
+    np.testing.assert_allclose(part.ijk_to_ras()[:3, :3], matrix[:3, :3], atol=1e-6)
+
+
+ROI = "16:80,40:96,1:3"
+
+
+def test_python_reports_progress(scan):
+    seen = []
+    result = harmonize(
+        scan, "smooth", method="mtf-filter", progress=lambda fraction, stage: seen.append((fraction, stage))
+    )
+    fractions = [fraction for fraction, _ in seen]
+    assert fractions == sorted(fractions) and fractions[-1] >= 0.99
+    assert len({stage for _, stage in seen}) == 5
+    assert result.harmonized.shape == (3, 128, 136)
+
+
+BASE = ["--kernel", "smooth", "--method", "mtf-filter"]
+WRONG = [
+    ([], 2, "Nothing to do"),
+    (["--method", "mtf-filter", "--dose", "100"], 2, "cannot set the dose"),
+    ([*BASE, "--dose", "50"], 2, "cannot set the dose"),
+    ([*BASE, "--thickness", "1"], 2, "cannot set the slice thickness"),
+    (["--kernel", "truth", "--method", "mtf-filter"], 2, "truth"),
+    (["--kernel", "40", "--method", "mtf-filter"], 2, "lp/cm"),
+    (["--kernel", "smooth", "--method", "magic"], 2, "no method 'magic'"),
+    ([*BASE, "--model", "nowhere"], 2, "needs no model"),
+    (["--kernel", "smooth", "--model", "nowhere"], 2, "nowhere"),
+    ([*BASE, "--samples", "0"], 2, "samples"),
+    ([*BASE, "--samples", "1.5"], 2, "--samples"),
+    ([*BASE, "--temperature", "nan"], 2, "temperature"),
+    ([*BASE, "--seed", "-1"], 2, "seed"),
+    ([*BASE, "--roi", "1:2"], 2, "region"),
+    ([*BASE, "--roi", "0:500,0:10,0:1"], 2, "columns"),
+    ([*BASE, "--device", "tpu"], 2, "--device"),
+    ([*BASE, "--source-dose", "-3"], 2, "dose"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "text"), WRONG)
+def test_wrong_use_is_one_sentence(scan, tmp_path, capsys, arguments, status, text):
+    check_refused(["harmonize", scan, "-o", str(tmp_path / "out"), *arguments], status, text, tmp_path, capsys)
+
+
+def check_refused(arguments, status, text, folder, capsys):
+    try:
+        found = cli.main(arguments)
+    except SystemExit as error:  # argparse's own
+        found = error.code
+    captured = capsys.readouterr()
+    assert found == status
+    assert text in captured.err
+    assert captured.err.count("\n") == 1 and "Traceback" not in captured.err
+    assert captured.out == ""
+    assert not names(folder / "out")
+
+
+def test_targets_beyond_the_card(shared, scan, tmp_path, capsys):
+    base = ["harmonize", scan, "-o", str(tmp_path / "out"), "--model", str(shared / "model"), "--device", "cpu"]
+    check_refused([*base, "--kernel", "2.0"], 2, "f50 of 2.5 to 6.5 lp/cm, not 2.00", tmp_path, capsys)
+    check_refused([*base, "--kernel", "4", "--dose", "200"], 2, "doses of 10 to 100 %, not 200 %", tmp_path, capsys)
+
+
+def test_source_beyond_the_card_is_a_warning(shared, scan, tmp_path, capsys):
+    base = ["harmonize", scan, "-o", str(tmp_path / "out"), "--model", str(shared / "model"), "--device", "cpu"]
+    assert cli.main([*base, "--kernel", "medium", "--source-kernel", "1.5", "--dose", "100", "--samples", "2"]) == 0
+    errors = capsys.readouterr().err
+    assert "source's f50 of 1.5 lp/cm lies outside the 2 to 8 lp/cm" in errors
+    assert "at least 4 samples" in errors
+
+
+def test_bad_inputs(tmp_path, capsys):
+    for name, content in (("text.nrrd", b"not a volume"), ("empty.nii.gz", b""), ("picture.dcm", b"GIF89a")):
+        (tmp_path / name).write_bytes(content)
+        check_refused(["harmonize", str(tmp_path / name), "-o", str(tmp_path / "out"), *BASE], 2, "", tmp_path, capsys)
+        check_refused(["describe", str(tmp_path / name)], 2, "", tmp_path, capsys)
+    check_refused(["describe", str(tmp_path / "nothing")], 2, "nothing", tmp_path, capsys)
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()")
+def test_a_device_that_is_not_there(scan, tmp_path, capsys):
+    check_refused(
+        ["harmonize", scan, "-o", str(tmp_path / "out"), *BASE, "--device", "cuda"], 3, "device cuda", tmp_path, capsys
+    )
+
+
+def test_output_that_is_a_file(scan, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    check_refused(["harmonize", scan, "-o", str(tmp_path / "file" / "x"), *BASE], 2, "is a file", tmp_path, capsys)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_older_results_stay_when_writing_fails(scan, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "results"
+    assert cli.main(["harmonize", scan, "-o", str(out), *BASE]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+
+    def full(volume, path, *arguments):
+        if "deviation" in path.name:
+            raise OSError(28, "No space left on device")
+        return write_nrrd(volume, path, *arguments)
+
+    monkeypatch.setattr("CTHarmonizeLib.harmonization.write_nrrd", full)
+    check_refused(["harmonize", scan, "-o", str(out), "--kernel", "4", *BASE[2:]], 3, "No space left", tmp_path, capsys)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    check_refused(["harmonize", scan, "-o", str(tmp_path / "a" / "b"), *BASE], 3, "No space left", tmp_path, capsys)
+    assert not (tmp_path / "a").exists()
+
+
+def test_unexpected_errors_are_a_sentence_too(scan, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("CTHarmonizeLib.engine.run", lambda *arguments: 1 / 0)
+    check_refused(["harmonize", scan, "-o", str(tmp_path / "out"), *BASE], 3, "ZeroDivisionError", tmp_path, capsys)
+    assert cli.main(["harmonize", scan, "-o", str(tmp_path / "out"), *BASE, "--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_describe(scan, capsys):
+    assert cli.main(["describe", scan, "--source-kernel", "4.2", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["acquisition"]["f50"] == pytest.approx(4.2)
+    assert facts["sources"]["f50"] == "given"
+    assert cli.main(["describe", scan, "--source-kernel", "4.2"]) == 0
+    assert "f50: 4.2 lp/cm (given)" in capsys.readouterr().out
+
+
+def test_models(shared, capsys, monkeypatch):
+    monkeypatch.setenv("CTHARMONIZE_MODELS", str(shared))
+    assert cli.main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert "mtf-filter" in printed and "Test model 1: kernels with f50 2.5 to 6.5 lp/cm, doses 10 to 100 %" in printed
+    assert cli.main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"ctflow", "mtf-filter"} <= {method["name"] for method in listed["methods"]}
+    assert "Test model" in [model["card"]["name"] for model in listed["models"]]
+    assert listed["unusable"] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_nothing(shared, scan, tmp_path, number):
+    command = [
+        sys.executable,
+        "-m",
+        "CTHarmonizeLib",
+        "harmonize",
+        scan,
+        "-o",
+        str(tmp_path / "out"),
+        "--kernel",
+        "medium",
+    ]
+    command += ["--model", str(shared / "model"), "--samples", "1000", "--device", "cpu"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    time.sleep(4)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors, output) == (130, "Cancelled.\n", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_as_a_process(scan, tmp_path):
+    command = [sys.executable, "-m", "CTHarmonizeLib", "harmonize", scan, "-o", str(tmp_path / "out"), *BASE]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert "%" not in done.stderr  # progress is for terminals
+    assert names(tmp_path / "out") == RESULTS
+    shutil.rmtree(tmp_path / "out")
