@@ -261,7 +261,7 @@ def _samples(image: np.ndarray, surface: _Surface, pixel_spacing: float) -> tupl
 
 
 def _edge_spread(distance: np.ndarray, value: np.ndarray, pixel_spacing: float):
-    """Position (mm), mean and standard error (HU) of the edge-spread function in bins of 0.1 pixel, outliers left out."""
+    """Position (mm), mean and standard error (HU) of the edge-spread function in bins of 0.1 pixel, less outliers."""
     width = _BIN_PIXELS * pixel_spacing
     edges = np.arange(-_INSIDE_MM, _OUTSIDE_MM - 1.0, width)
     which = np.digitize(distance, edges) - 1
@@ -293,9 +293,7 @@ class _StepResponse:
         return 0.5 - self.sine @ mtf(10.0 * self.frequency)
 
 
-def _fit(
-    position: np.ndarray, spread: np.ndarray, error: np.ndarray, pixel_spacing: float
-) -> tuple[Mtf, float] | None:
+def _fit(position: np.ndarray, spread: np.ndarray, error: np.ndarray, pixel_spacing: float) -> tuple[Mtf, float] | None:
     """MTF whose edge, with a skin layer and the tissue's slow slope behind it, fits best, and the residual in HU.
 
     None where the edge is no CT system's: too small a step, or so long a tail that clothes or a mattress must lie

@@ -231,7 +231,7 @@ def _choose(frames: list[_Frame]) -> tuple[list[_Frame], list[str]]:
 
 
 def _grid(frames: list[_Frame]) -> tuple[list[_Frame], np.ndarray, float | None, list[str]]:
-    """Frames in order, 3 x 3 direction, slice step (None for one slice), notes. Raises InputError off a regular grid."""
+    """Ordered frames, 3 x 3 direction, slice step (None for one slice), notes. Raises InputError off a regular grid."""
     across, down = frames[0].orientation[:3], frames[0].orientation[3:]
     if abs(np.linalg.norm(across) - 1) > 1e-3 or abs(np.linalg.norm(down) - 1) > 1e-3 or abs(across @ down) > 1e-3:
         raise InputError("The image orientation of the DICOM files is not two perpendicular unit vectors.")

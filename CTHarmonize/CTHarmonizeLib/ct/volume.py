@@ -128,7 +128,8 @@ def check_ct(volume: Volume) -> None:
         raise InputError(f"The volume has {hu.size / 1e9:.1f} billion voxels: crop it to fewer than 4 billion.")
     if hu.size == 0 or min(hu.shape[1:]) < SMALLEST_SIDE:
         raise InputError(
-            f"The slices have {hu.shape[2]} x {hu.shape[1]} pixels: at least {SMALLEST_SIDE} x {SMALLEST_SIDE} are needed."
+            f"The slices have {hu.shape[2]} x {hu.shape[1]} pixels: at least {SMALLEST_SIDE} x {SMALLEST_SIDE} "
+            "are needed."
         )
     if not all(np.isfinite(volume.spacing)) or min(volume.spacing) <= 0:
         raise InputError("The voxel spacing is not a positive number of millimetres.")
@@ -142,7 +143,8 @@ def check_ct(volume: Volume) -> None:
         raise InputError(f"All voxels have the same value ({low:g}): this is not a CT image.")
     if -1.0 <= low and high <= 1.0:
         raise InputError(
-            f"The values run from {low:.3g} to {high:.3g}: they look rescaled; CTHarmonize needs HU, with air near -1000."
+            f"The values run from {low:.3g} to {high:.3g}: they look rescaled; CTHarmonize needs HU, "
+            "with air near -1000."
         )
     if low >= 0 and high <= 255:
         raise InputError(
