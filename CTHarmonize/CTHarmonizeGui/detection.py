@@ -1,0 +1,131 @@
+"""What is known of the input's acquisition: tags at once, measurements from a background process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import slicer
+from CTHarmonizeGui import registry, scene
+from CTHarmonizeGui.folder import JobFolder
+from CTHarmonizeGui.job import BackgroundJob
+from CTHarmonizeGui.process import Clock, Process
+from slicer.i18n import tr as _
+
+_TAGS = {
+    "Manufacturer": "0008,0070",
+    "ManufacturerModelName": "0008,1090",
+    "ConvolutionKernel": "0018,1210",
+    "KVP": "0018,0060",
+    "Exposure": "0018,1152",
+    "ExposureInuAs": "0018,1153",
+    "XRayTubeCurrent": "0018,1151",
+    "ExposureTime": "0018,1150",
+    "SliceThickness": "0018,0050",
+    "SeriesDescription": "0008,103e",
+}
+
+
+def acquisitionTags(node) -> dict[str, str]:
+    """DICOM keyword: value, of the volume's first DICOM file, or else of the NRRD header it was loaded from."""
+    tags = {}
+    instances = (node.GetAttribute("DICOM.instanceUIDs") or "").split()
+    database = getattr(slicer, "dicomDatabase", None)
+    if instances and database is not None:
+        for keyword, tag in _TAGS.items():
+            value = database.instanceValue(instances[0], tag)
+            if value:
+                tags[keyword] = value
+    for name in node.GetAttributeNames() or ():  # the NRRD reader makes attributes of a header's pairs
+        if not name.startswith(("DICOM.", "CTHarmonize.", "NRRD_", "ITK_")) and name.isidentifier():
+            tags.setdefault(name, node.GetAttribute(name) or "")
+    return tags
+
+
+def isFromDicom(node) -> bool:
+    return bool(node.GetAttribute("DICOM.instanceUIDs"))
+
+
+class DetectionJob(BackgroundJob):
+    """Runs ``describe`` on ``inputVolume``; ``description`` is its JSON once done."""
+
+    def __init__(self, inputVolume, process: Process, clock: Clock) -> None:
+        scene.checkInput(inputVolume)
+        super().__init__(JobFolder(slicer.app.temporaryPath), process, clock)
+        self.inputVolume = inputVolume
+        self.description: dict[str, Any] = {}
+
+    def start(self) -> None:
+        registry.add(self)
+        super().start()
+
+    def arguments(self) -> list[str]:
+        return ["-m", "CTHarmonizeLib", "describe", str(self.folder.path / "input.nrrd"), "--json"]
+
+    def prepare(self) -> Iterator[None]:
+        yield from scene.exportVolume(
+            self.inputVolume, self.folder.path / "input.nrrd", acquisitionTags(self.inputVolume)
+        )
+
+    def result(self) -> dict[str, Any] | None:
+        try:
+            result = json.loads(self.output.decode("utf-8"))
+        except ValueError:
+            return None
+        return result if isinstance(result, dict) else None
+
+    def collect(self, result: dict[str, Any]) -> Iterator[None]:
+        self.description = result
+        yield from ()
+
+    def _end(self, state: str) -> None:
+        registry.discard(self)
+        super()._end(state)
+
+
+def describeTags(tags: dict[str, str], fromDicom: bool) -> str:
+    """``Siemens B40f, 120 kV, 85 mAs (DICOM)``; empty where the tags say nothing."""
+    from CTHarmonizeLib.ct.dicom import facts_from_header
+
+    facts = facts_from_header(tags)
+    if facts is None:
+        return ""
+    maker = facts.manufacturer.split()[0].title() if facts.manufacturer else ""
+    maker = maker.upper() if len(maker) <= 2 else maker  # GE
+    parts = [" ".join(part for part in (maker, facts.kernel.replace("\\", " ")) if part)]
+    if facts.kvp:
+        parts.append(_("{value:g} kV").format(value=facts.kvp))
+    if facts.exposure_mas:
+        parts.append(_("{value:.3g} mAs").format(value=facts.exposure_mas))
+    text = ", ".join(part for part in parts if part)
+    return f"{text} ({_('DICOM') if fromDicom else _('file header')})" if text else ""
+
+
+def describeGrid(node) -> str:
+    """``512 × 512 × 102, 0.70 × 0.70 × 1.5 mm``"""
+    size = node.GetImageData().GetDimensions()
+    spacing = node.GetSpacing()
+    return " × ".join(str(n) for n in size) + ", " + " × ".join(f"{mm:.3g}" for mm in spacing) + " mm"
+
+
+def describeAcquisition(description: dict[str, Any]) -> str:
+    """``sharpness f50 4.1 lp/cm (measured), noise 12 HU (measured)``"""
+    acquisition, sources = description.get("acquisition") or {}, description.get("sources") or {}
+    words = {
+        "dicom": _("DICOM"),
+        "header": _("file header"),
+        "measured": _("measured"),
+        "given": _("given"),
+        "assumed": _("assumed"),
+    }
+
+    def origin(field: str) -> str:
+        return f" ({words.get(sources[field], sources[field])})" if sources.get(field) else ""
+
+    parts = []
+    if acquisition.get("f50"):
+        parts.append(_("sharpness f50 {value:.1f} lp/cm").format(value=acquisition["f50"]) + origin("f50"))
+    if acquisition.get("noise"):
+        parts.append(_("noise {value:.0f} HU").format(value=acquisition["noise"]) + origin("noise"))
+    return ", ".join(parts)

@@ -1,0 +1,359 @@
+"""The panel: what the reader sees and sets. Its state lives in the parameter node, saved with the scene."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import slicer
+import vtk
+from CTHarmonizeGui import choices, detection, registry, scene
+from CTHarmonizeGui.detector import Detector
+from CTHarmonizeGui.kernelfield import KernelField
+from CTHarmonizeGui.messages import Message, outcome, timeLeft
+from CTHarmonizeGui.process import Clock
+from CTHarmonizeLib.errors import CTHarmonizeError
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+_OUTPUT_SELECTORS = {
+    "harmonizedVolume": "harmonizedSelector",
+    "meanVolume": "meanSelector",
+    "standardDeviationVolume": "standardDeviationSelector",
+}
+
+
+class Panel(VTKObservationMixin):
+    """Fills and reads the widgets in ``ui``.
+
+    ``harmonize(volumeNode, **request)`` starts a job, ``makeDetection(volumeNode)`` makes one that describes,
+    ``ensureDependencies()`` raises a CTHarmonizeError where packages are missing.
+    """
+
+    def __init__(
+        self,
+        ui: Any,
+        clock: Clock,
+        harmonize: Callable[..., Any],
+        makeDetection: Callable[[Any], Any],
+        ensureDependencies: Callable[[], None],
+    ) -> None:
+        VTKObservationMixin.__init__(self)
+        self.ui = ui
+        self.job: Any = None
+        self._clock, self._harmonize, self._ensureDependencies = clock, harmonize, ensureDependencies
+        self._parameters: Any = None
+        self._filling = False
+        self._shownInput = None
+        self._message = Message()
+        self._choices = choices.Choices()
+        self._detector = Detector(makeDetection, clock, self.refresh)
+        self._targetKernel = KernelField(
+            ui.targetKernelComboBox, ui.targetKernelSpinBox, _("As the input"), self._onTargetKernel
+        )
+        self._sourceKernel = KernelField(
+            ui.sourceKernelComboBox, ui.sourceKernelSpinBox, _("As detected"), self._onSourceKernel
+        )
+        ui.methodComboBox.connect("currentIndexChanged(int)", self._onMethod)
+        ui.modelComboBox.connect("currentIndexChanged(int)", self._onModel)
+        ui.addModelButton.connect("clicked(bool)", self._onAddModel)
+        ui.applyButton.connect("clicked(bool)", self._onApply)
+        self.findModels()
+        for job in registry.running:  # the module was reloaded while it worked
+            if hasattr(job, "request"):
+                self._follow(job)
+
+    def setParameters(self, parameters: Any) -> None:
+        """Show and edit this wrapped parameter node from now on; None: none."""
+        self._parameters = parameters
+        self._watchInput(parameters.inputVolume if parameters else None)
+        if parameters is None:
+            self._detector.stop()
+            if self.job is None:
+                self._message = Message()
+        self.refresh()
+
+    def close(self) -> None:
+        """The widget goes; a running harmonization does not."""
+        self._detector.stop()
+        self.removeObservers()
+        if self.job is not None:
+            self.job.onChanged = lambda job: None
+        self._parameters = None
+
+    def findModels(self) -> None:
+        """Look again at what is installed."""
+        folders = slicer.util.settingsValue(choices.SETTING, "") or ""
+        self._choices = choices.findChoices([folder for folder in str(folders).split("\n") if folder])
+
+    def refresh(self, caller=None, event=None) -> None:
+        """Bring every widget in line with the parameter node, the job and what is known of the input."""
+        if self._filling:
+            return
+        self._filling = True
+        try:
+            self._keepOutputsWithInput()
+            problem = self._inputProblem()
+            self._showInput(problem)
+            self._showTarget()
+            self._showRun(problem)
+        finally:
+            self._filling = False
+
+    # Showing
+
+    @property
+    def _input(self):
+        return self._parameters.inputVolume if self._parameters else None
+
+    @property
+    def _method(self) -> choices.MethodChoice | None:
+        return self._choices.method(self._parameters.method if self._parameters else "")
+
+    @property
+    def _model(self) -> Any | None:
+        method = self._method
+        return method.model(self._parameters.model if self._parameters else "") if method else None
+
+    @property
+    def _pixelSpacing(self) -> float:
+        return float(self._input.GetSpacing()[0]) if self._input else 0.7
+
+    def _inputProblem(self) -> str:
+        try:
+            scene.checkInput(self._input)
+        except CTHarmonizeError as error:
+            return str(error)
+        return ""
+
+    def _keepOutputsWithInput(self) -> None:
+        """A new input gets new outputs: the results of another volume are not written over."""
+        if self._parameters is None or self._input is self._shownInput:
+            return
+        self._watchInput(self._input)
+        self._message = Message() if self.job is None else self._message
+        for name in _OUTPUT_SELECTORS:
+            node = getattr(self._parameters, name)
+            if node is not None and node.GetNodeReference(scene.INPUT_ROLE) is not self._input:
+                setattr(self._parameters, name, None)
+
+    def _watchInput(self, node) -> None:
+        """Voxels and transform may come after the choice, or change."""
+        self.removeObservers()
+        self._shownInput = node
+        if node is not None:
+            for event in (vtk.vtkCommand.ModifiedEvent, node.ImageDataModifiedEvent, node.TransformModifiedEvent):
+                self.addObserver(node, event, self.refresh)
+
+    def _showInput(self, problem: str) -> None:
+        ui, node = self.ui, self._input
+        self._detector.watch(None if problem else node)
+        lines = []
+        if node is not None and not problem:
+            tags = detection.describeTags(detection.acquisitionTags(node), detection.isFromDicom(node))
+            measured = detection.describeAcquisition(self._detector.description)
+            if self._detector.busy:
+                measured = _("measuring sharpness and noise …")
+            elif self._detector.problem:
+                measured = self._detector.problem
+            lines = [tags, measured, detection.describeGrid(node)]
+        ui.detectedLabel.text = "\n".join(line for line in lines if line) or _("no CT volume yet")
+        ui.correctionCollapsibleButton.enabled = bool(lines)
+        if self._parameters:
+            self._sourceKernel.show(self._parameters.sourceKernel, choices.kernels(None, self._pixelSpacing),
+                                    choices.kernelRange(None, self._pixelSpacing))
+
+    def _showTarget(self) -> None:
+        ui, method, model = self.ui, self._method, self._model
+        _fill(ui.methodComboBox, [(m.title, m.name) for m in self._choices.methods if m.usable], method and method.name)
+        ui.methodComboBox.toolTip = method.summary if method else _("No method is installed.")
+        _fill(ui.modelComboBox, [(_modelTitle(m), str(m.folder)) for m in method.models] if method else [],
+              str(model.folder) if model else "")
+        if method and not method.needsModel:
+            _fill(ui.modelComboBox, [(_("none needed"), "")], "")
+        ui.modelComboBox.enabled = bool(model)
+        ui.modelComboBox.toolTip = (
+            _modelSummary(model) if model else _("This method is a formula: it has no model.")
+        )
+        fields = method.targetFields if method else frozenset()
+        cannot = _("The method '{title}' cannot set this: it stays as it is in the input.").format(
+            title=method.title if method else "")
+        for name, widgets in (
+            ("kernel", (ui.targetKernelLabel, ui.targetKernelComboBox, ui.targetKernelSpinBox)),
+            ("dose", (ui.targetDoseLabel, ui.targetDoseSlider)),
+        ):
+            for widget in widgets:
+                _enable(widget, name in fields, cannot)
+        for widget in (ui.samplesLabel, ui.samplesSpinBox, ui.temperatureLabel, ui.temperatureSpinBox,
+                       ui.seedLabel, ui.seedSpinBox, ui.coherenceLabel, ui.coherenceSpinBox):
+            _enable(widget, bool(method and method.stochastic),
+                    _("This method draws no samples: its one result is always the same."))
+        ui.targetDoseSlider.minimum, ui.targetDoseSlider.maximum = choices.doseRange(model)
+        if self._parameters:
+            self._targetKernel.show(
+                self._parameters.targetKernel,
+                choices.kernels(model, self._pixelSpacing),
+                choices.kernelRange(model, self._pixelSpacing),
+            )
+            ui.expectedLabel.text = choices.aim(
+                self._detector.description, model, self._targetOf("kernel"), self._targetOf("dose")
+            ) or "–"
+
+    def _showRun(self, problem: str) -> None:
+        ui, job = self.ui, self.job
+        for section in (ui.inputsCollapsibleButton, ui.targetCollapsibleButton, ui.outputsCollapsibleButton,
+                        ui.advancedCollapsibleButton):
+            section.enabled = job is None and self._parameters is not None
+        ui.applyButton.text = _("Apply") if job is None else _("Cancel")
+        ui.progressBar.visible = ui.progressLabel.visible = job is not None
+        message = self._message
+        if job is not None:
+            ui.progressBar.value = round(100 * job.fraction)
+            ui.progressLabel.text = job.stage + timeLeft(job.secondsLeft)
+            ui.applyButton.enabled = not job.cancelling
+            ui.applyButton.toolTip = _("Stop the computation. Nothing in the scene changes.")
+            message = Message("warning", "\n".join(job.warnings)) if job.warnings else Message()
+        else:
+            if not problem and self._method is None:
+                problem = _("No model is installed: add a model folder with '…' beside Model.")
+            ui.applyButton.enabled = not problem
+            ui.applyButton.toolTip = problem or _("Harmonize the CT volume.")
+            if problem:
+                message = Message("error" if self._input else "info", problem)
+            elif not message.text and self._choices.problems:
+                message = Message("warning", self._choices.problems[0])
+        message.show(ui.messageLabel)
+
+    # Setting
+
+    def _onTargetKernel(self, kernel: str) -> None:
+        self._set("targetKernel", kernel)
+
+    def _onSourceKernel(self, kernel: str) -> None:
+        self._set("sourceKernel", kernel)
+
+    def _onMethod(self, index: int) -> None:
+        self._set("method", self.ui.methodComboBox.itemData(index))
+
+    def _onModel(self, index: int) -> None:
+        self._set("model", self.ui.modelComboBox.itemData(index))
+
+    def _set(self, name: str, value) -> None:
+        if not self._filling and self._parameters and value is not None:
+            setattr(self._parameters, name, value)
+            self.refresh()
+
+    def _onAddModel(self, clicked: bool = False) -> None:
+        import qt
+
+        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Model folder"))
+        if folder:
+            self.addModel(folder)
+
+    def addModel(self, folder: str) -> None:
+        """Check a model folder, offer it from now on, and choose it; the reason is shown where it is refused."""
+        import qt
+        from CTHarmonizeLib.models import load_model
+
+        try:
+            model = load_model(folder)
+        except CTHarmonizeError as error:
+            self._message = Message("error", str(error))
+        else:
+            settings = qt.QSettings()
+            known = str(slicer.util.settingsValue(choices.SETTING, "") or "").split("\n")
+            settings.setValue(choices.SETTING, "\n".join(dict.fromkeys([*filter(None, known), str(folder)])))
+            self._message = Message()
+            self.findModels()
+            if self._parameters:
+                self._parameters.method, self._parameters.model = model.method, str(model.folder)
+        self.refresh()
+
+    # Running
+
+    def _targetOf(self, name: str) -> Any:
+        """Kernel or dose to ask for; None where it is to stay, or where the method cannot set it."""
+        if not self._method or name not in self._method.targetFields:
+            return None
+        return (self._parameters.targetKernel or None) if name == "kernel" else self._parameters.targetDose
+
+    def request(self) -> dict[str, Any]:
+        """Arguments of ``logic.harmonize`` for what the panel shows."""
+        parameters, model = self._parameters, self._model
+        return {
+            "targetKernel": self._targetOf("kernel"),
+            "targetDose": self._targetOf("dose"),
+            "method": self._method.name,
+            "model": str(model.folder) if model else None,
+            "samples": parameters.samples if self._method.stochastic else None,
+            "temperature": parameters.temperature or None,
+            "seed": parameters.seed,
+            "device": parameters.device,
+            "sourceKernel": parameters.sourceKernel or None,
+            "sourceDose": parameters.sourceDose or None,
+            "coherence": parameters.coherence if self._method.stochastic else 0.0,
+            **{name: getattr(parameters, name) for name in _OUTPUT_SELECTORS},
+        }
+
+    def _onApply(self, clicked: bool = False) -> None:
+        if self.job is not None:
+            self.job.cancel()
+            return
+        self._message = Message()
+        try:
+            self._ensureDependencies()
+            self._follow(self._harmonize(self._input, **self.request()))
+        except (CTHarmonizeError, OSError) as error:
+            self._message = Message("error", str(error))
+        self.refresh()
+
+    def _follow(self, job: Any) -> None:
+        self.job = job
+        job.onChanged = self._onJob
+
+    def _onJob(self, job: Any) -> None:
+        if job.finished:
+            self.job = None
+            self._message = outcome(job)
+            if job.state == "done" and self._parameters and self._input is job.inputVolume:
+                for name in _OUTPUT_SELECTORS:
+                    setattr(self._parameters, name, getattr(job, name))
+                scene.showResult(job.harmonizedVolume, job.inputVolume)
+        self.refresh()
+
+
+def _fill(combo, items: list[tuple[str, str]], current: str | None) -> None:
+    """Show ``items`` (text, data), leaving the list alone where it is the same."""
+    blocked = combo.blockSignals(True)
+    if [(combo.itemText(i), combo.itemData(i)) for i in range(combo.count)] != items:
+        combo.clear()
+        for text, data in items:
+            combo.addItem(text, data)
+    combo.setCurrentIndex(next((i for i, item in enumerate(items) if item[1] == current), -1))
+    combo.blockSignals(blocked)
+
+
+def _enable(widget, enabled: bool, reason: str) -> None:
+    """Enable, or disable with the reason for a tool tip (its own comes back)."""
+    own = widget.property("ownToolTip")
+    if own is None:
+        own = widget.toolTip
+        widget.setProperty("ownToolTip", own)
+    widget.enabled = enabled
+    widget.toolTip = own if enabled else reason
+
+
+def _modelTitle(model: Any) -> str:
+    return f"{model.card['name']} {model.card['version']}"
+
+
+def _modelSummary(model: Any) -> str:
+    card = model.card
+    return _(
+        "Made for pixels of {low:g} to {high:g} mm; trained on {patients} patients.\n{folder}"
+    ).format(
+        low=card["pixel_spacing"][0],
+        high=card["pixel_spacing"][1],
+        patients=card["training"].get("patients", "?"),
+        folder=model.folder,
+    )

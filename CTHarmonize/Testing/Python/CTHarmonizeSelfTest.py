@@ -1,0 +1,53 @@
+"""Self tests that run inside Slicer (``Slicer --testing --python-script``, or ctest); they need torch in Slicer."""
+
+import unittest
+
+import slicer
+from CTHarmonize import CTHarmonizeLogic
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
+
+
+class CTHarmonizeSelfTest(ScriptedLoadableModuleTest):
+    """The module in the real application, with the real background process."""
+
+    def setUp(self):
+        slicer.mrmlScene.Clear()
+
+    def runTest(self, **kwargs):
+        for test in (self.test_panel, self.test_harmonizePhantom, self.test_closeSceneWhileRunning):
+            self.setUp()
+            test()
+
+    def test_panel(self):
+        from CTHarmonizeGui import phantom
+
+        slicer.util.selectModule("CTHarmonize")
+        widget = slicer.util.getModuleWidget("CTHarmonize")
+        self.assertFalse(widget.ui.applyButton.enabled)
+        volume = phantom.addPhantom()
+        widget.ui.inputSelector.setCurrentNode(volume)
+        self.assertTrue(widget.ui.applyButton.enabled)
+        self.assertIs(slicer.util.getModuleLogic("CTHarmonize"), widget.logic)
+
+    def test_harmonizePhantom(self):
+        from CTHarmonizeGui import phantom
+
+        volume = phantom.addPhantom()
+        job = CTHarmonizeLogic().harmonize(volume, "smooth", None, method="mtf-filter", samples=None, device="cpu")
+        self.assertTrue(job.waitForFinished(300.0), job.error)
+        phantom.checkResult(self, job, volume)
+        self.assertFalse(job.folder.path.exists())
+
+    def test_closeSceneWhileRunning(self):
+        from CTHarmonizeGui import phantom, registry
+
+        job = CTHarmonizeLogic().harmonize(phantom.addPhantom(), "smooth", None, method="mtf-filter", samples=None)
+        slicer.mrmlScene.Clear()
+        self.assertFalse(job.waitForFinished(60.0))
+        self.assertEqual(job.state, "cancelled")
+        self.assertFalse(job.folder.path.exists())
+        self.assertNotIn(job, registry.running)
+
+
+if __name__ == "__main__":
+    unittest.main()
