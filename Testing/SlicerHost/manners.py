@@ -114,6 +114,17 @@ def _get(self, name: str):
     return _plainGet(self, name)
 
 
+def _getter(plain: Callable) -> Callable:
+    """Attribute lookup for a class that has one of its own (QProcess, QFile), as :func:`_get`."""
+
+    def get(self, name: str):
+        if name in ("connect", "disconnect"):
+            return _get(self, name)
+        return plain(self, name)
+
+    return get
+
+
 def _set(self, name: str, value) -> None:
     kind = type(self)
     isCpp = kind.__module__.startswith("PySide6.") or getattr(kind, "standsForCpp", False)
@@ -210,6 +221,8 @@ def teach() -> None:
                     if (cls, kind.name()) == (QtCore.QTimer, "singleShot"):
                         taught = _StaticAndProperty(_singleShot, taught)
                     setattr(cls, kind.name(), taught)
+            if "__getattribute__" in vars(cls):
+                cls.__getattribute__ = _getter(vars(cls)["__getattribute__"])
             if "exec" in vars(cls):
                 cls.exec_ = _exec
     root = QtCore.QObject
