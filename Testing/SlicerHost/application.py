@@ -16,6 +16,7 @@ from . import dialogs
 from .modules import ModuleManager
 from .scene import FileManager, Scene
 from .views import LayoutManager
+from .window import MainWindow
 
 VERSION = "5.10.0"  # the oldest Slicer that the project supports
 
@@ -53,13 +54,22 @@ class qSlicerApplication(QtWidgets.QApplication):
         self._world = Scene()
         self._modules = ModuleManager(self)
         self._files = FileManager()
-        self.installRequests: list[tuple] = []  # of slicer.packaging
-        self.mainWindow = None
+        self._installRequests: list[tuple] = []
+        self._window = None
         slicer.app = self
         slicer.mrmlScene = self._world.scene
         self._modules.add("Volumes", self._world.volumesModule())
         self._layouts = LayoutManager(self._world, self)
-        self.answers = dialogs.Answers()
+        self._answers = dialogs.Answers()
+
+    # For the host
+
+    installRequests = property(lambda self: self._installRequests, doc="What slicer.packaging was asked for")
+    answers = property(lambda self: self._answers)
+
+    def openMainWindow(self) -> MainWindow:
+        self._window = MainWindow(self._layouts.viewport())
+        return self._window
 
     # Folders and processes
 

@@ -39,11 +39,9 @@ class Host:
         self._completeModules()
         self.console.watchVtk()
         from .application import qSlicerApplication
-        from .window import MainWindow
 
         self.app = qSlicerApplication()
-        self.window = MainWindow(self.app.layoutManager().viewport())
-        self.app.mainWindow = self.window
+        self.window = self.app.openMainWindow()
 
     def _completeModules(self) -> None:
         from PySide6 import QtCore, QtGui, QtNetwork, QtWidgets

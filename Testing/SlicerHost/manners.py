@@ -12,6 +12,7 @@ holds and `isinstance` follows Qt's inheritance. Taught are
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import types
@@ -29,6 +30,7 @@ _plainConnect = QtCore.QObject.connect
 _plainDisconnect = QtCore.QObject.disconnect
 _connections: dict[int, list[tuple[str, object, object]]] = {}  # C++ address -> (signal, slot, connection)
 _taught = False
+_dropping = False  # PySide6's loader is setting children as attributes of the widget that it makes
 
 
 def signature(text: str) -> str:
@@ -129,6 +131,8 @@ def _set(self, name: str, value) -> None:
     kind = type(self)
     isCpp = kind.__module__.startswith("PySide6.") or getattr(kind, "standsForCpp", False)
     if isCpp and not name.startswith("_") and not hasattr(kind, name):
+        if _dropping:
+            return
         raise AttributeError(
             f"'{name}' does not exist on {kind.__name__} and creating new attributes on C++ objects is not allowed"
         )
@@ -139,6 +143,17 @@ def _set(self, name: str, value) -> None:
         declared.__set__(self, value)
     else:
         self.__dict__[name] = value
+
+
+@contextlib.contextmanager
+def droppingAttributes():
+    """New attributes on C++ objects vanish, instead of being an error, for PySide6's own QUiLoader.load."""
+    global _dropping
+    _dropping = True
+    try:
+        yield
+    finally:
+        _dropping = False
 
 
 def _converted(kind: QtCore.QMetaProperty, value):
@@ -213,6 +228,7 @@ def teach() -> None:
         for cls in [getattr(module, name) for name in dir(module)]:
             if not (isinstance(cls, type) and issubclass(cls, QtCore.QObject)):
                 continue
+            cls.__setattr__ = _set  # each type has a slot of its own, so it is not inherited
             meta = cls.staticMetaObject
             for index in range(meta.propertyOffset(), meta.propertyCount()):
                 kind = meta.property(index)
@@ -229,4 +245,3 @@ def teach() -> None:
     root.name = root.objectName
     root.className = lambda self: self.metaObject().className()
     root.__getattribute__ = _get
-    root.__setattr__ = _set

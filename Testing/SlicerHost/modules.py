@@ -19,6 +19,7 @@ class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
     def __init__(self, module: qSlicerScriptedLoadableModule):
         super().__init__()
         self._module = module
+        self._entered = False
         self.setObjectName(f"{module.name}ModuleWidget")
         self.setLayout(QtWidgets.QVBoxLayout(self))
         self.setMRMLScene(slicer.mrmlScene)
@@ -35,10 +36,14 @@ class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
     def self(self):
         return self._python
 
+    isEntered = property(lambda self: self._entered)
+
     def enter(self) -> None:
+        self._entered = True
         getattr(self._python, "enter", lambda: None)()
 
     def exit(self) -> None:
+        self._entered = False
         getattr(self._python, "exit", lambda: None)()
 
 

@@ -39,7 +39,8 @@ class QUiLoader(QtUiTools.QUiLoader):
         buffer = QtCore.QBuffer()
         buffer.setData(ElementTree.tostring(tree))
         buffer.open(QtCore.QIODevice.OpenModeFlag.ReadOnly)
-        widget = super().load(buffer, parent)
+        with manners.droppingAttributes():
+            widget = super().load(buffer, parent)
         if self._unknown:
             raise UiError(f"the .ui file uses unknown widget classes: {', '.join(sorted(set(self._unknown)))}")
         for connection in connections if connections is not None else ():

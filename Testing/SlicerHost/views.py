@@ -39,11 +39,10 @@ class SliceView(QtWidgets.QWidget):
         data = source.GetProducer().GetOutputDataObject(source.GetIndex())
         columns, rows, _ = data.GetDimensions()
         scalars = data.GetPointData().GetScalars()
-        if scalars is None or scalars.GetNumberOfComponents() not in (3, 4):
+        if scalars is None or scalars.GetNumberOfComponents() != 4:
             return None
-        pixels = vtk_to_numpy(scalars).reshape(rows, columns, -1)[::-1, :, :3].copy()
-        kind = QtGui.QImage.Format.Format_RGB888
-        return QtGui.QImage(pixels.tobytes(), columns, rows, 3 * columns, kind).copy()
+        pixels = vtk_to_numpy(scalars).reshape(rows, columns, 4)[::-1].tobytes()  # VTK counts rows upwards
+        return QtGui.QImage(pixels, columns, rows, 4 * columns, QtGui.QImage.Format.Format_RGBA8888).copy()
 
     def paintEvent(self, _event):
         painter = QtGui.QPainter(self)

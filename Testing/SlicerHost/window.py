@@ -16,10 +16,10 @@ class ModuleSelector(QtWidgets.QWidget):
         module = slicer.app.moduleManager().module(name)
         if module is None:
             raise RuntimeError(f"Could not find module with name '{name}'")
-        slicer.app.mainWindow.showPanel(name, module.widgetRepresentation())
+        slicer.util.mainWindow().showPanel(name, module.widgetRepresentation())
         self.moduleSelected.emit(name)
 
-    selectedModule = QtCore.Property(str, lambda self: slicer.app.mainWindow.shownModule)
+    selectedModule = QtCore.Property(str, lambda self: slicer.util.mainWindow().shownModule)
 
 
 class MainWindow(QtWidgets.QMainWindow):
