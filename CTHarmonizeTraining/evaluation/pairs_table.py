@@ -1,0 +1,191 @@
+"""``ctharmonize-train evaluate``: every kernel to every kernel, at low dose to full dose, against known truth."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+from CTHarmonizeLib import report as lib_report
+from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeLib.harmonization import check_output_folder
+from CTHarmonizeLib.request import Request
+from CTHarmonizeLib.version import __version__
+from CTHarmonizeTraining.evaluation.candidates import Candidates
+from CTHarmonizeTraining.evaluation.measures import SCORE_WINDOW, Regions
+from CTHarmonizeTraining.evaluation.scores import score
+from CTHarmonizeTraining.evaluation.simulated import (
+    KERNELS,
+    Protocol,
+    SimulatedScans,
+    TrueSlices,
+    simulated_scans,
+    slices_of_ct,
+    slices_of_phantoms,
+)
+
+Mapping = tuple[str, float, str]
+"""Source kernel, source dose in percent, target kernel."""
+
+FIGURES = (("sharp", "smooth"), ("sharp", "medium"), ("smooth", "sharp"))
+"""Kernel pairs, at the lowest dose, that are shown."""
+
+
+def evaluate(
+    output: Path,
+    ct: Path | None = None,
+    phantom: list[int] | None = None,
+    slices: int | list[int] = 8,
+    method: str = "ctflow",
+    model: str | None = None,
+    samples: int = 16,
+    temperature: float | None = None,
+    pixel_spacing: float = 0.66,
+    size: int = 512,
+    doses: tuple[float, ...] = (10.0, 25.0),
+    target_dose: float = 100.0,
+    views: int = 1000,
+    photons: float = 2.5e5,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    cache: Path | None = None,
+    figures: bool = True,
+) -> None:
+    """Judge a method on simulated scans: results.json, results.csv, table.md and figures.
+
+    Simulated scans and finished mappings are kept, so that a stopped run goes on and the next model is judged
+    quickly.
+
+    Args:
+        output: folder for the results.
+        ct: CT volume whose slices are scanned; or
+        phantom: seeds of procedural chests that are scanned, with detail finer than any kernel shows.
+        slices: how many, evenly spread (of each phantom); or their indices (for phantoms: z in mm).
+        method: what is judged, beside the input and the MTF-ratio filter.
+        model: its model folder, or the name of an installed model.
+        samples: how many are drawn for mean and deviation.
+        temperature: of the samples; the model's default where left out.
+        pixel_spacing: of the images, mm; 0.8 of its Nyquist frequency limits the sharp kernel's f50 (6 lp/cm).
+        size: of the images, pixels.
+        doses: of the sources, percent.
+        target_dose: percent.
+        views: of the simulated scan, over 180 degrees.
+        photons: at 100 percent dose, per 0.75 mm of detector and view.
+        seed: of the scans' noise and of the samples.
+        device: auto, cpu, cuda or mps.
+        precision: auto, float32 or bfloat16.
+        cache: folder of the simulated scans; "simulated" in the output folder where left out.
+        figures: draw figures.
+    """
+    from CTHarmonizeTraining.evaluation import tables
+
+    if (ct is None) == (not phantom):
+        raise InputError("Give either a CT volume or seeds of phantoms to evaluate on.")
+    if samples < 2 or not doses:
+        raise InputError("At least two samples and one source dose are needed.")
+    output = check_output_folder(output)
+    request = Request(
+        method=method, model=model, samples=samples, temperature=temperature, seed=seed, device=device, precision=precision
+    )
+    candidates = Candidates(request)
+    protocol = Protocol(pixel_spacing, size, tuple(map(float, doses)), target_dose, views, photons, seed)
+    scans = simulated_scans(_true(ct, phantom, slices), protocol, cache or output / "simulated", _say)
+    regions = Regions.of(scans.clean["smooth"], pixel_spacing)
+    if not regions.body.any():
+        raise InputError("The slices show no body: choose others.")
+    about = _about(scans, candidates)
+    pairs, start = [], time.perf_counter()
+    mappings = [(source, dose, target) for dose in protocol.doses for source in KERNELS for target in KERNELS]
+    for number, mapping in enumerate(mappings, start=1):
+        shown = figures and mapping[1] == min(protocol.doses) and (mapping[0], mapping[2]) in FIGURES
+        pairs.append(_evaluated(scans, regions, candidates, mapping, output, about, shown))
+        _say(f"{number} of {len(mappings)} mappings, {time.perf_counter() - start:.0f} s")
+    results = {**about, "regions": _sizes(regions), "pairs": pairs}
+    _write(output / "results.json", lib_report.as_json(results, indent=1))
+    _write(output / "results.csv", tables.csv(results))
+    table = tables.markdown(results)
+    _write(output / "table.md", table)
+    print(table)
+
+
+def _true(ct: Path | None, phantom: list[int] | None, slices: int | list[int]) -> TrueSlices:
+    return slices_of_ct(ct, slices) if ct is not None else slices_of_phantoms(phantom, slices)
+
+
+def _evaluated(
+    scans: SimulatedScans,
+    regions: Regions,
+    candidates: Candidates,
+    mapping: Mapping,
+    output: Path,
+    about: dict,
+    shown: bool,
+) -> dict:
+    """Scores of one mapping, from an earlier run with the same model, scans and settings where there was one."""
+    source, dose, target = mapping
+    name = f"{source}_{dose:g}_to_{target}"
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
+    kept = output / "mappings" / f"{name}-{key}.json"
+    figure = output / f"{name}.png"
+    if kept.is_file() and (figure.is_file() or not shown):
+        try:
+            return json.loads(kept.read_text(encoding="utf-8"))
+        except ValueError:
+            pass  # cut short
+    volume = scans.volume(scans.sources[source, dose])
+    result = candidates.harmonize(volume, source, target, scans.protocol.target_dose)
+    scores = score(scans, regions, result, source, dose, target, skin=scans.true.fine)
+    if shown:
+        from CTHarmonizeTraining.evaluation.figure import draw
+
+        draw(figure, scans, regions, result, source, dose, target)
+    _write(kept, lib_report.as_json(scores))
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def _about(scans: SimulatedScans, candidates: Candidates) -> dict:
+    """What the results depend on."""
+    choice, true, protocol = candidates.choice, scans.true, scans.protocol
+    card = choice.model.card if choice.model else None
+    return {
+        "version": __version__,
+        "data": {
+            "name": true.name,
+            "slices": list(true.indices),
+            "thickness": true.thickness,
+            "true_detail": true.fine,
+            "content": hashlib.sha256(true.hu.tobytes()).hexdigest(),
+        },
+        "protocol": {**vars(protocol), "doses": list(protocol.doses)},
+        "method": candidates.request.method,
+        "model": card and {key: card[key] for key in ("name", "version", "weights_sha256", "deviation_factor")},
+        "samples": choice.samples,
+        "temperature": choice.temperature,
+        "seed": candidates.request.seed,
+        "device": str(candidates.device),
+        "precision": str(candidates.precision).removeprefix("torch."),
+        "scores": f"PSNR and SSIM: HU clipped to {SCORE_WINDOW[0]:g}..{SCORE_WINDOW[1]:g}, range "
+        f"{SCORE_WINDOW[1] - SCORE_WINDOW[0]:g} HU, against the noise-free target, inside the body",
+    }
+
+
+def _sizes(regions: Regions) -> dict[str, int]:
+    return {"body": int(regions.body.sum()), **{name: int(mask.sum()) for name, mask in regions.tissues.items()}}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(path.name + ".part")
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise CannotRunError(f"'{path}' cannot be written: {error.strerror}.") from error
