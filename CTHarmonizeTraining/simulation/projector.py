@@ -6,7 +6,7 @@ interpolation weights, which depend on the geometry alone, are computed once for
 *Projection* is exact for the band-limited image that the pixels sample (the continuous limit of up-sampling
 it before ray tracing, which avoids the inverse crime): by the Fourier slice theorem the spectrum of a
 projection is a line through the image's spectrum, and along x-frequencies of the discrete image such a line
-is a sum over rows, a matrix product (the pseudo-polar grid of Averbuch et al., SIAM J. Sci. Comput. 30, 2008).
+is a sum over rows, a matrix product (the pseudo-polar grid of Averbuch et al., SIAM J. Sci. Comput., 2008).
 
 *Reconstruction* multiplies the projections by the band-limited ramp (Kak & Slaney, chapter 3) and by whatever
 makes the **total** MTF of the image the requested one: the detector aperture and the linear interpolation of

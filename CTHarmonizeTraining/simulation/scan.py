@@ -94,7 +94,7 @@ def base_scenes(
     photons: tuple[float, float] = (1.25e5, 6.25e5),
     dose: tuple[float, float] = (5.0, 100.0),
 ) -> list[list[Scene]]:
-    """Scenes of each of ``slices`` (batch, n, n) HU, pixels of ``pixel`` mm: up to ``per_slice``, in the body.
+    """Scenes in the body of each of ``slices`` (batch, n, n) HU, pixels of ``pixel`` mm: up to ``per_slice``.
 
     Every slice draws its scenes' places, its photons (log-uniform) and its doses (percent, log-uniform;
     the first realisation is at 100 %) from its own ``keys`` entry alone. Its noise has its own seed too, but
@@ -145,9 +145,7 @@ def body_mask(hu: np.ndarray, pixel: float) -> np.ndarray:
     return ndimage.binary_fill_holes(ndimage.binary_closing(largest, iterations=max(1, round(4.0 / pixel))))
 
 
-def _scene_centres(
-    body: np.ndarray, pixel: float, count: int, rng: np.random.Generator
-) -> list[tuple[float, float]]:
+def _scene_centres(body: np.ndarray, pixel: float, count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
     """Up to ``count`` places in the body, apart from each other, whose scenes lie in the field of view."""
     n = len(body)
     half, apart = SCENE_ROWS * SCENE_PIXEL / 2, SCENE_ROWS * SCENE_PIXEL * 0.4

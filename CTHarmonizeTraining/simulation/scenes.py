@@ -4,6 +4,8 @@ A store is a Zarr group (version 3, uncompressed, one scene a chunk) that grows 
 while it does; an interrupted run goes on where it stopped:
 
     python -m CTHarmonizeTraining.simulation.scenes --input CT --slices 0:40 --out STORE.zarr --seed 0
+
+With ``--input phantom:7`` the source is the procedural chest of seed 7, one slice of 1 mm a millimetre.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import torch
 import zarr
 
 from CTHarmonizeLib.errors import CTHarmonizeError, InputError
+from CTHarmonizeTraining.simulation.phantom import HEIGHT, ChestPhantom
 from CTHarmonizeTraining.simulation.projector import WIDE_BAND_EDGE
 from CTHarmonizeTraining.simulation.scan import SCENE_PIXEL, SCENE_ROWS, Scene, base_scenes
 
@@ -41,10 +44,10 @@ class SceneStore:
     """Scenes of one source in a Zarr group.
 
     Arrays, N scenes: ``clean`` (N, rows, columns) int16 in 1/8 HU, ``noise`` (N, realisations, rows,
-    columns) float16 HU, ``dose`` (N, realisations) percent, ``centre`` (N, 2) mm, ``photons`` (N,), ``slice`` (N,)
-    index in the source. ``slice`` is written last: its length is the number of whole scenes. Attributes:
-    ``pixel_mm``, ``wide_band_edge`` (lp/cm), ``slice_thickness`` (mm), ``source``, ``seed``, ``empty`` (slices
-    without a body).
+    columns) float16 HU, ``dose`` (N, realisations) percent, ``centre`` (N, 2) mm, ``photons`` (N,),
+    ``slice`` (N,) index in the source. ``slice`` is written last: its length is the number of whole scenes.
+    Attributes: ``pixel_mm``, ``wide_band_edge`` (lp/cm), ``slice_thickness`` (mm), ``source``, ``seed``,
+    ``empty`` (slices without a body).
     """
 
     def __init__(self, path: str | os.PathLike, mode: str = "r") -> None:
@@ -110,7 +113,7 @@ class SceneStore:
 
 
 def simulate_scenes(
-    slices: np.ndarray,
+    slice_of: Callable[[int], np.ndarray],
     pixel: float,
     indices: Sequence[int],
     out: str | os.PathLike,
@@ -123,10 +126,10 @@ def simulate_scenes(
     batch: int = 4,
     device: str = "cpu",
 ) -> SceneStore:
-    """Scenes of ``slices`` (count, n, n) HU, pixels of ``pixel`` mm, into the store ``out``.
+    """Scenes of slices (n, n) HU, pixels of ``pixel`` mm, into the store ``out``.
 
-    ``indices`` are the slices' numbers in ``source``; with ``seed`` they key all that is random. Slices that
-    the store has are skipped.
+    ``slice_of`` gives the slice of an index of ``indices``; index and ``seed`` key all that is random. Slices
+    that the store has are skipped.
     """
     store = SceneStore.create(
         out,
@@ -138,11 +141,11 @@ def simulate_scenes(
         per_slice=per_slice,
     )
     finished = store.finished()
-    todo = [(number, index) for number, index in enumerate(indices) if index not in finished]
+    todo = [index for index in indices if index not in finished]
     for i in range(0, len(todo), batch):
         start = time.perf_counter()
-        numbers, keys = zip(*todo[i : i + batch], strict=True)
-        hu = torch.from_numpy(slices[list(numbers)].astype(np.float32)).to(device)
+        keys = todo[i : i + batch]
+        hu = torch.from_numpy(np.stack([slice_of(key) for key in keys]).astype(np.float32)).to(device)
         scenes = base_scenes(hu, pixel, [(seed, key) for key in keys], per_slice, realisations, views)
         for key, of_slice in zip(keys, scenes, strict=True):
             store.add(key, of_slice)
@@ -151,10 +154,32 @@ def simulate_scenes(
     return store
 
 
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    slices: int
+    pixel: float
+    thickness: float
+    slice_of: Callable[[int], np.ndarray]
+
+
+def _source(text: str) -> _Source:
+    kind, _, seed = text.partition(":")
+    if kind == "phantom" and seed.isdigit():
+        phantom = ChestPhantom(int(seed))
+        return _Source(text, int(HEIGHT), phantom.pixel, 1.0, phantom.slice)
+    from CTHarmonizeLib.ct.io import read_volume
+
+    volume = read_volume(text)
+    return _Source(
+        Path(text).name, len(volume.hu), volume.pixel_spacing, float(volume.spacing[2]), volume.hu.__getitem__
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Script entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, type=Path, help="CT volume: image file or DICOM folder")
+    parser.add_argument("--input", required=True, help="CT volume: image file or DICOM folder; or phantom:SEED")
     parser.add_argument("--slices", default=":", help="half-open range a:b of its slices")
     parser.add_argument("--out", required=True, type=Path, help="folder of the Zarr store")
     parser.add_argument("--seed", type=int, default=0)
@@ -168,18 +193,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     try:
-        from CTHarmonizeLib.ct.io import read_volume
-
-        volume = read_volume(given.input)
+        source = _source(given.input)
         first, _, last = given.slices.partition(":")
-        indices = range(volume.shape[0])[int(first or 0) : int(last) if last else None]
+        indices = range(source.slices)[int(first or 0) : int(last) if last else None]
         simulate_scenes(
-            volume.hu[indices.start : indices.stop],
-            volume.pixel_spacing,
+            source.slice_of,
+            source.pixel,
             indices,
             given.out,
-            given.input.name,
-            float(volume.spacing[2]),
+            source.name,
+            source.thickness,
             given.seed,
             given.per_slice,
             given.realisations,

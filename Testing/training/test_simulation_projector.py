@@ -181,8 +181,6 @@ def test_gpu_agrees_with_the_processor():
     results = []
     for device in ("cpu", "cuda"):
         sinogram = forward_project(image.to(device), PIXEL, GEOMETRY)
-        (image_there,) = filtered_back_projection(
-            sinogram, GEOMETRY, NAMED_KERNELS["medium"], [Grid(N, N, PIXEL)]
-        )
+        (image_there,) = filtered_back_projection(sinogram, GEOMETRY, NAMED_KERNELS["medium"], [Grid(N, N, PIXEL)])
         results.append(image_there.cpu())
     assert (hounsfield(results[0]) - hounsfield(results[1])).abs().max() < 0.1

@@ -111,23 +111,27 @@ def test_scenes_depend_on_their_key_alone(small_scenes):
 
 def test_the_store_resumes_and_keeps_the_values(small_scenes, tmp_path):
     slices = np.concatenate((water_disk().numpy(), np.full((1, 96, 96), -1000.0), water_disk().numpy()))
+
+    def slice_of(index: int) -> np.ndarray:
+        return slices[index - 4]
+
     settings = dict(source="disk", slice_thickness=3.0, seed=9, per_slice=2, realisations=3, views=120)
-    part = simulate_scenes(slices[:2], 1.0, [4, 5], tmp_path / "a.zarr", **settings)
+    part = simulate_scenes(slice_of, 1.0, [4, 5], tmp_path / "a.zarr", **settings)
     assert len(part) == 2 and part.finished() == {4, 5}
-    resumed = simulate_scenes(slices, 1.0, [4, 5, 6], tmp_path / "a.zarr", batch=1, **settings)
-    whole = simulate_scenes(slices, 1.0, [4, 5, 6], tmp_path / "b.zarr", batch=3, **settings)
+    resumed = simulate_scenes(slice_of, 1.0, [4, 5, 6], tmp_path / "a.zarr", batch=1, **settings)
+    whole = simulate_scenes(slice_of, 1.0, [4, 5, 6], tmp_path / "b.zarr", batch=3, **settings)
     assert len(resumed) == len(whole) == 4
     for index in range(4):
         np.testing.assert_allclose(resumed[index].clean, whole[index].clean, atol=0.25)
         np.testing.assert_array_equal(resumed[index].dose, whole[index].dose)
-    again = simulate_scenes(slices, 1.0, [4, 5, 6], tmp_path / "c.zarr", batch=3, **settings)
+    again = simulate_scenes(slice_of, 1.0, [4, 5, 6], tmp_path / "c.zarr", batch=3, **settings)
     np.testing.assert_array_equal(again[3].noise, whole[3].noise)
     scene = base_scenes(torch.from_numpy(slices).float(), 1.0, [(9, 4), (9, 5), (9, 6)], 2, 3, 120)[0][0]
     np.testing.assert_allclose(whole[0].clean, scene.clean, atol=0.07)
     np.testing.assert_allclose(whole[0].noise, scene.noise, rtol=2e-3, atol=0.05)
     assert SceneStore(tmp_path / "a.zarr").group.attrs["pixel_mm"] == 0.4
     with pytest.raises(InputError, match="other settings"):
-        simulate_scenes(slices, 1.0, [4], tmp_path / "a.zarr", **{**settings, "seed": 1})
+        simulate_scenes(slice_of, 1.0, [4], tmp_path / "a.zarr", **{**settings, "seed": 1})
 
 
 def test_a_missing_file_is_one_sentence(tmp_path, capsys):
