@@ -47,7 +47,7 @@ def build(
             "shape": list(volume.shape),
             "spacing": list(volume.spacing),
         },
-        "source": {**plan.description.as_dict(), "acquisition": plan.source.as_dict()},
+        "source": plan.description.as_dict(),
         "target": {"acquisition": plan.target.as_dict(), "dose": round(plan.dose, 2)},
         "method": choice.method.name,
         "model": card and {key: card[key] for key in ("name", "version", "weights_sha256", "licence")},

@@ -116,11 +116,9 @@ def plan(request: Request, choice: Choice, volume: Volume) -> Plan:
 
     if request.roi is not None:
         request.roi.check_inside(volume.shape)
-    description = describe(volume, source_kernel=request.source_kernel, source_dose=request.source_dose)
+    # Percent means the chosen model's own full dose, hence its table.
+    description = describe(volume, request.source_kernel, request.source_dose, choice.table)
     source = description.acquisition
-    if request.source_dose is not None:
-        # Percent means the chosen model's own full dose.
-        source = replace(source, noise=choice.table.noise(source.f50, request.source_dose))
     target = target_acquisition(source, choice.table, request.kernel, request.dose)
     dose = request.dose if request.dose is not None else choice.table.dose(source.f50, source.noise)
     warnings = list(dict.fromkeys((*volume.warnings, *description.warnings)))

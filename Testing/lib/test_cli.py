@@ -235,26 +235,35 @@ def test_models(shared, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_leaves_nothing(shared, scan, tmp_path, number):
-    command = [
-        sys.executable,
-        "-m",
-        "CTHarmonizeLib",
-        "harmonize",
-        scan,
-        "-o",
-        str(tmp_path / "out"),
-        "--kernel",
-        "medium",
+def test_interrupt_leaves_nothing(shared, scan, tmp_path):
+    code = (
+        "import sys\n"
+        "from CTHarmonizeLib import cli, engine\n"
+        "run = engine.run\n"
+        "def announced(*arguments):\n"
+        "    print('running', flush=True); return run(*arguments)\n"
+        "engine.run = announced\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    arguments = ["--kernel", "medium", "--model", str(shared / "model"), "--samples", "1000", "--device", "cpu"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, "harmonize", scan, "-o", str(tmp_path / f"out{number}"), *arguments],
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in numbers
     ]
-    command += ["--model", str(shared / "model"), "--samples", "1000", "--device", "cpu"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    time.sleep(4)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors, output) == (130, "Cancelled.\n", "")
-    assert not (tmp_path / "out").exists()
+    for process, number in zip(processes, numbers, strict=True):
+        assert process.stdout.readline() == "running\n"
+        time.sleep(0.3)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors, output) == (130, "Cancelled.\n", "")
+        assert not (tmp_path / f"out{number}").exists()
 
 
 def test_command_line_as_a_process(scan, tmp_path):
