@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .console import Console
 from .display import ensureDisplay
+from .references import makeImmortal
 
 _host: Host | None = None
 
@@ -34,6 +35,7 @@ class Host:
     """The running stand-in for Slicer; there is one in a process, from `start()`."""
 
     def __init__(self) -> None:
+        makeImmortal()
         self.display = ensureDisplay()
         self.console = Console()
         self._completeModules()
