@@ -114,7 +114,8 @@ def _kernel(
         if measured is not None and abs(measured.f50 / mtf.f50 - 1.0) > DISAGREEMENT:
             warnings.append(
                 f"The kernel {entry} stands for an f50 of {mtf.f50:.1f} lp/cm, but {measured.f50:.1f} lp/cm was "
-                "measured at the skin: the named kernel is kept; choose the source kernel if the image was processed afterwards."
+                "measured at the skin: the named kernel is kept; choose the source kernel if the image was processed "
+                "afterwards."
             )
         return mtf, str(entry), facts.origin, measured
     unknown = f"'{stated.replace(chr(92), ' ')}', " if stated else ""

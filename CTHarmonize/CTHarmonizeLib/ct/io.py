@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import math
 import os
 import shutil
+import zlib
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
@@ -13,6 +18,9 @@ import numpy as np
 from CTHarmonizeLib.ct.dicom import facts_from_header
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import CannotRunError, InputError
+
+if TYPE_CHECKING:
+    import SimpleITK
 
 IMAGE_SUFFIXES = (".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd")
 
@@ -72,7 +80,8 @@ def write_nrrd(volume: Volume, path: str | os.PathLike, dtype: str = "int16", co
             f"'{path}' cannot be written: check that the folder can be written to and that the disk is not full."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
     return path
 
 
@@ -93,6 +102,7 @@ def _read_image(path: Path) -> Volume:
         image = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
         raise InputError(f"'{path.name}' cannot be read: {_reason(error)}.") from error
+    _check_whole(path, image)
     warnings: list[str] = []
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
@@ -121,9 +131,29 @@ def _read_image(path: Path) -> Volume:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The library's own last line, without its location prefix."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[-1] if lines else "unknown reason"
-    for marker in ("ITK ERROR:", "Error:", "error:"):
-        line = line.split(marker)[-1]
-    return line.strip().rstrip(".:") or "the file is damaged or of an unknown kind"
+    """Why the library refused, in plain words: its own are of no use to a reader, but for NRRD's."""
+    text = str(error).strip()
+    if "orthonormal" in text:
+        return "its axes are not perpendicular (a sheared or scaled orientation), which CTHarmonize cannot represent"
+    last = text.splitlines()[-1].strip() if text else ""
+    if last.startswith("[nrrd]") and ": " in last:
+        return f"it is damaged or incomplete ({last.split(': ', 1)[1].rstrip('.')})"
+    return "it is damaged, incomplete, or not of the kind that its name says"
+
+
+def _check_whole(path: Path, image: SimpleITK.Image) -> None:
+    """Raise InputError for a NIfTI file that ends too early: the library would fill up with zeros, which is water."""
+    keys = image.GetMetaDataKeys()
+    if "vox_offset" not in keys or "bitpix" not in keys or not path.name.lower().endswith((".nii", ".nii.gz")):
+        return
+    voxels = math.prod(image.GetSize()) * image.GetNumberOfComponentsPerPixel()
+    expected = int(float(image.GetMetaData("vox_offset"))) + voxels * int(image.GetMetaData("bitpix")) // 8
+    size = 0
+    try:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            while part := file.read(1 << 24):
+                size += len(part)
+    except (OSError, EOFError, zlib.error):
+        pass  # the stream breaks off: what came before it counts
+    if size < expected:
+        raise InputError(f"'{path.name}' is incomplete: it holds {size} of {expected} bytes.")

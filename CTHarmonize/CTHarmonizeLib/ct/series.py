@@ -316,17 +316,26 @@ def _decoded(file: Path) -> tuple[np.ndarray, bool]:
     import pydicom
 
     try:
-        stored = pydicom.dcmread(file, force=True).pixel_array
+        dataset = pydicom.dcmread(file, force=True)
+    except Exception as error:  # noqa: BLE001
+        raise InputError(f"'{file.name}' is damaged: {_one_line(error)}.") from error
+    if "PixelData" not in dataset:
+        raise InputError(f"'{file.name}' is incomplete: its pixels are missing or cut off.")
+    try:
+        stored = dataset.pixel_array
         return (stored[None] if stored.ndim == 2 else stored), False
     except Exception as error:  # noqa: BLE001  (damaged, or compressed in a way pydicom has no decoder for)
-        try:
-            import SimpleITK
+        import SimpleITK
 
+        try:
             values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file)))
         except RuntimeError:
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise InputError(f"The pixels of '{file.name}' cannot be decoded: {reason}.") from error
+            raise InputError(f"The pixels of '{file.name}' cannot be decoded: {_one_line(error)}.") from error
         return (values[None] if values.ndim == 2 else values), True
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _nothing_found(path: Path, refused: dict[str, int]) -> str:
