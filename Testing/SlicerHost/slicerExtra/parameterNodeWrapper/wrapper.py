@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+import weakref
 
 import slicer
 import vtk
@@ -102,7 +103,11 @@ class _Members:
             connector.onChanged(lambda name=name, connector=connector: self._fromGui(name, connector))
         if not self._observed:
             self._observed = True
-            self.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self._toGui())
+            # Weak: through the node, the observer would keep this object in a cycle, which Python's collector
+            # then clears under the node that lives on in the scene, and its next event calls a freed function.
+            weak = weakref.ref(self)
+            observer = self.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: (me := weak()) and me._toGui())
+            weakref.finalize(self, self.parameterNode.RemoveObserver, observer).atexit = False
         return tag
 
     def disconnectGui(self, tag: int) -> None:
