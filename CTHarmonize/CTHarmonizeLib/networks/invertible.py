@@ -82,10 +82,10 @@ class InvertibleConvolution(nn.Module):
         self.upper = nn.Parameter(upper.triu(1).float())
         self.log_diagonal = nn.Parameter(diagonal.abs().log().float())
 
-    def matrix(self) -> tuple[Tensor, Tensor | float]:
+    def matrix(self) -> tuple[Tensor, Tensor]:
         """The matrix and the logarithm of its determinant's size."""
-        if self.kind == "orthogonal":
-            return self.weight, 0.0
+        if self.kind == "orthogonal":  # up to rounding
+            return self.weight, torch.linalg.slogdet(self.weight)[1]
         log_diagonal = soft_clamp(self.log_diagonal, self.limit)
         unit = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
         upper = self.upper.triu(1) + torch.diag(self.sign * log_diagonal.exp())
@@ -96,7 +96,7 @@ class InvertibleConvolution(nn.Module):
         weight, _ = self.matrix()
         return torch.linalg.inv(weight.double()).to(weight.dtype)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             weight, log_determinant = self.matrix()
             return F.conv2d(x, weight[:, :, None, None]), log_determinant * (x.shape[2] * x.shape[3])
