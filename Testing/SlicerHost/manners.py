@@ -30,7 +30,7 @@ _plainConnect = QtCore.QObject.connect
 _plainDisconnect = QtCore.QObject.disconnect
 _connections: dict[int, list[tuple[str, object, object]]] = {}  # C++ address -> (signal, slot, connection)
 _taught = False
-_dropping = False  # PySide6's loader is setting children as attributes of the widget that it makes
+_dropping = False
 
 
 def signature(text: str) -> str:
@@ -128,11 +128,11 @@ def _getter(plain: Callable) -> Callable:
 
 
 def _set(self, name: str, value) -> None:
+    if _dropping and isinstance(value, QtCore.QObject) and not name.startswith("_"):
+        return
     kind = type(self)
     isCpp = kind.__module__.startswith("PySide6.") or getattr(kind, "standsForCpp", False)
     if isCpp and not name.startswith("_") and not hasattr(kind, name):
-        if _dropping:
-            return
         raise AttributeError(
             f"'{name}' does not exist on {kind.__name__} and creating new attributes on C++ objects is not allowed"
         )
@@ -147,7 +147,7 @@ def _set(self, name: str, value) -> None:
 
 @contextlib.contextmanager
 def droppingAttributes():
-    """New attributes on C++ objects vanish, instead of being an error, for PySide6's own QUiLoader.load."""
+    """While PySide6's QUiLoader.load runs: it would make each child an attribute, which PythonQt does not."""
     global _dropping
     _dropping = True
     try:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-import slicer
+import weakref
+
 import vtk
 from PySide6 import QtCore, QtWidgets
+from shiboken6 import Shiboken
 
 from .ctkWidgets import ctkDoubleSpinBox, ctkSliderWidget
 from .properties import stored, withSetters
+
+
+def _observe(subject, event, method) -> int:
+    """Calls the widget's method with the event's node, for as long as the widget lives."""
+    weak = weakref.WeakMethod(method)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def call(_subject, _event, node=None):
+        live = weak()
+        if live is None or not Shiboken.isValid(live.__self__):
+            subject.RemoveObserver(tag)
+        else:
+            live(node)
+
+    tag = subject.AddObserver(event, call)
+    return tag
 
 
 class _WithScene:
@@ -112,26 +130,13 @@ class qMRMLNodeComboBox(_WithScene, QtWidgets.QWidget):
             subject.RemoveObserver(tag)
         self._observed = []
         if scene is not None:
-
-            @vtk.calldata_type(vtk.VTK_OBJECT)
-            def added(_scene, _event, node):
-                self._nodeWasAdded(node)
-
-            @vtk.calldata_type(vtk.VTK_OBJECT)
-            def removed(_scene, _event, node):
-                self._nodeIsRemoved(node)
-
-            def again(*_):
-                self._refresh()
-
-            events = slicer.vtkMRMLScene
             for event, slot in (
-                (events.NodeAddedEvent, added),
-                (events.NodeAboutToBeRemovedEvent, removed),
-                (events.NodeRemovedEvent, again),
-                (events.EndBatchProcessEvent, again),
+                (scene.NodeAddedEvent, self._nodeWasAdded),
+                (scene.NodeAboutToBeRemovedEvent, self._nodeIsRemoved),
+                (scene.NodeRemovedEvent, self._sceneChanged),
+                (scene.EndBatchProcessEvent, self._sceneChanged),
             ):
-                self._observed.append((scene, scene.AddObserver(event, slot)))
+                self._observed.append((scene, _observe(scene, event, slot)))
         self._refresh()
         self.mrmlSceneChanged.emit(scene)
 
@@ -170,6 +175,9 @@ class qMRMLNodeComboBox(_WithScene, QtWidgets.QWidget):
             self.nodeAdded.emit(node)
             self._refresh()
 
+    def _sceneChanged(self, _node) -> None:
+        self._refresh()
+
     def _nodeIsRemoved(self, node) -> None:
         if node is None or not self._accepts(node):
             return
@@ -201,15 +209,13 @@ class qMRMLNodeComboBox(_WithScene, QtWidgets.QWidget):
     currentNodeID = QtCore.Property(str, lambda self: self._node.GetID() if self._node else "", setCurrentNodeID)
 
     def _select(self, node) -> None:
-        if node is None and not self.noneEnabled and self._combo.signalsBlocked():
-            return
         if node is not self._node:
             if self._nodeTag is not None:
                 self._node.RemoveObserver(self._nodeTag)
             self._node = node
             self._nodeTag = None
             if node is not None:
-                self._nodeTag = node.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self._fill())
+                self._nodeTag = _observe(node, vtk.vtkCommand.ModifiedEvent, self._sceneChanged)
             self._fill()
             self.currentNodeChanged[object].emit(node)
             self.currentNodeChanged[bool].emit(node is not None)

@@ -24,9 +24,15 @@ def stored(kind, name: str, default, after: str | None = None) -> QtCore.Propert
 
 def forwarded(kind, inner: str, name: str) -> QtCore.Property:
     """A property that is the one of an inner widget, `self.<inner>`."""
-    return QtCore.Property(
-        kind, lambda self: getattr(getattr(self, inner), name), lambda self, value: setattr(getattr(self, inner), name, value)
-    )
+
+
+    def get(self):
+        return getattr(getattr(self, inner), name)
+
+    def put(self, value) -> None:
+        setattr(getattr(self, inner), name, value)
+
+    return QtCore.Property(kind, get, put)
 
 
 def withSetters(cls: type) -> type:

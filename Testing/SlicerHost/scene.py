@@ -26,9 +26,10 @@ class Scene:
         self.scene = slicer.vtkMRMLScene()
         self.logic = slicer.vtkSlicerApplicationLogic()
         self.logic.SetMRMLScene(self.scene)
-        self._colors = slicer.vtkMRMLColorLogic()
+        self._colors = slicer.vtkSlicerColorLogic()
         self._colors.SetMRMLScene(self.scene)
         self.logic.SetColorLogic(self._colors)
+        self.logic.SetModuleLogic("Colors", self._colors)  # where the volumes' logic looks
         self.sliceLogics = {name: self._sliceLogic(name, side) for name, side in SLICE_VIEWS.items()}
         collection = vtk.vtkCollection()
         for logic in self.sliceLogics.values():

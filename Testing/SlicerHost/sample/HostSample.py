@@ -73,6 +73,7 @@ class HostSampleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def cleanup(self):
         self.events.append("cleanup")
+        self.setParameterNode(None)
         self.removeObservers()
 
     def enter(self):

@@ -29,7 +29,8 @@ class _Parameter:
         if unknown:
             raise TypeError(f"Unknown annotations of {name}: {unknown}")
         given = next((a for a in annotations if isinstance(a, Default)), None)
-        self.default = getattr(owner, name) if hasattr(owner, name) else given.value if given else self.serializer.fallback
+        fallback = given.value if given else self.serializer.fallback
+        self.default = getattr(owner, name, fallback)
 
     def write(self, node, value) -> None:
         self.serializer.check(value)
