@@ -23,7 +23,7 @@ PANEL := slicer-core PySide6-Essentials
 .PHONY: demo test lint setup clean
 
 demo: setup
-	@PYTHONPATH= $(BIN)/python Testing/demo.py $(if $(CT),--ct "$(CT)") $(DEMO_OPTIONS)
+	@PYTHONPATH= $(BIN)/python Testing/CTHarmonizeDemo $(if $(CT),--ct "$(CT)") $(DEMO_OPTIONS)
 
 test: lint
 	@PYTHONPATH= $(BIN)/python -m pytest --durations=10 $(TEST_OPTIONS)
