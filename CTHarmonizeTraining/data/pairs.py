@@ -44,6 +44,7 @@ class SceneSampler:
             self.clean = np.asarray(store.group["clean"][: len(self.slice)])
             self.noise = np.asarray(store.group["noise"][: len(self.slice)])
             self.dose = np.asarray(store.group["dose"])[: len(self.slice)]
+            self.photons = np.asarray(store.group["photons"])[: len(self.slice)]
         except (KeyError, FileNotFoundError, OSError) as error:
             raise InputError(f"{path} holds no simulated scenes: {error}") from error
         if not len(self.slice):
