@@ -99,16 +99,14 @@ def _parser() -> _Parser:
 
 def _harmonize(options: argparse.Namespace) -> None:
     from CTHarmonizeLib import report
-    from CTHarmonizeLib.ct.volume import Roi
     from CTHarmonizeLib.harmonization import check_output_folder, harmonize
     from CTHarmonizeLib.request import Request
 
     names = (
         "kernel dose thickness method model source_kernel source_dose samples temperature seed coherence device "
-        "precision tile batch threads"
+        "precision roi tile batch threads"
     )
     request = Request(
-        roi=Roi.parse(options.roi) if options.roi else None,
         **{name: getattr(options, name) for name in names.split()},
     )
     check_output_folder(options.output)

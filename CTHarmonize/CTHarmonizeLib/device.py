@@ -24,7 +24,7 @@ def choose_device(name: str = "auto") -> torch.device:
     """The device to run on: ``auto`` takes a GPU where one is usable. Raises CannotRunError where it is not there."""
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in usable.items() if there))
+        name = next(kind for kind, there in usable.items() if there)
     if name not in usable:
         raise InputError(f"There is no device '{name}': choose one of {', '.join(DEVICES)}.")
     if not usable[name]:
@@ -32,6 +32,8 @@ def choose_device(name: str = "auto") -> torch.device:
             raise CannotRunError("This machine has no Apple GPU that PyTorch can use: choose the device cpu or auto.")
         built = "no CUDA GPU was found" if torch.version.cuda else "the installed PyTorch was built without CUDA"
         raise CannotRunError(f"The device cuda cannot be used here ({built}): choose the device cpu or auto.")
+    if name == "cuda":  # float32 means float32: what inverts must not lose half its digits
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(name)
 
 
@@ -116,9 +118,7 @@ class Load:
         return replace(self, tile=tile) if tile >= _SMALLEST_TILE else None
 
 
-def plan_load(
-    method: Method, shape: tuple[int, int, int], samples: int, margin: int, load: Load, fixed: bool = False
-) -> Load:
+def plan_load(method: Method, shape: tuple[int, int, int], samples: int, margin: int, load: Load) -> Load:
     """The largest load up to ``load`` that fits the free memory, by the method's own figures.
 
     ``shape``: (slices, rows, columns) to do; ``margin``: pixels computed around a tile. Raises CannotRunError where
@@ -133,7 +133,7 @@ def plan_load(
         return method.memory(some.slices, some.samples, *sides)
 
     while need(load) > _SHARE * free:
-        less = None if fixed else load.smaller(max(rows, columns))
+        less = load.smaller(max(rows, columns))
         if less is None or (less.tile and need(less) >= need(load)):
             if need(load) < free:  # a rough upper bound: worth the try
                 return load

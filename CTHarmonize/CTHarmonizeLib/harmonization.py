@@ -125,12 +125,12 @@ def harmonize(
     settings = engine.Settings(
         samples=choice.samples,
         temperature=choice.temperature,
-        seed=request.seed,
+        seed=int(request.seed),
         coherence=request.coherence,
         deviation_factor=1.0 if choice.model is None else float(choice.model.card["deviation_factor"]),
         roi=request.roi,
-        slab=request.batch,
-        tile=request.tile,
+        slab=request.batch and int(request.batch),
+        tile=request.tile and int(request.tile),
     )
     span = _STARTS[WRITING] - _STARTS[HARMONIZING]
     outcome = engine.run(

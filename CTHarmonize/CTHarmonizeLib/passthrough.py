@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -36,6 +37,33 @@ def padding_mask(hu: np.ndarray) -> np.ndarray:
     return low
 
 
+def fill_padding(hu: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``hu`` (slices, rows, columns) with the voxels of ``mask`` replaced by the image mirrored at the mask's edge.
+
+    A constant would do in air, but a field of view that cuts through the body would get a false skin, and the
+    blurring of that would darken the tissue beside it.
+    """
+    filled = hu.copy()
+    for plane, outside in zip(filled, mask, strict=True):
+        if outside.all():
+            plane[...] = AIR
+        elif outside.any():
+            plane[outside] = plane.ravel()[_mirror_image(outside.tobytes(), outside.shape)]
+    return filled
+
+
+@lru_cache(maxsize=4)  # most slices of a scan have the same mask
+def _mirror_image(mask: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """For each voxel of the mask, the flat index of its mirror image; the nearest voxel where that is no use."""
+    outside = np.frombuffer(mask, bool).reshape(shape)
+    nearest = ndimage.distance_transform_edt(outside, return_distances=False, return_indices=True)[:, outside]
+    mirrored = 2 * nearest - np.argwhere(outside).T
+    inside = ((mirrored >= 0) & (mirrored < np.array(shape)[:, None])).all(0)
+    mirrored = np.where(inside, mirrored, nearest)
+    mirrored = np.where(outside[tuple(mirrored)], nearest, mirrored)
+    return np.ravel_multi_index(tuple(mirrored), shape)
+
+
 def low_pass(images: Tensor, sigma: float) -> Tensor:
     """Separable Gaussian of ``sigma`` pixels, cut at :func:`reach`, of (b, rows, columns); borders are replicated."""
     radius = reach(sigma)
@@ -57,8 +85,8 @@ def reach(sigma: float) -> int:
 class SourceSlab:
     """Whole padded source slices, (b, rows, columns) float32 HU.
 
-    ``raw``: as they are; ``clean``: padding outside the field of view replaced by air, for the network must not
-    see its step; ``weight``: 1 where the output counts, 0 where the source passes through, blended between.
+    ``raw``: as they are; ``clean``: padding outside the field of view replaced, for the network must not see its
+    step; ``weight``: 1 where the output counts, 0 where the source passes through, blended between.
     """
 
     raw: Tensor
@@ -76,9 +104,10 @@ class SourceSlab:
         """
         padding = ((0, 0), (0, padded[0] - hu.shape[1]), (0, padded[1] - hu.shape[2]))
         hu = np.pad(hu, padding, mode="edge")
-        outside = torch.from_numpy(padding_mask(hu)).to(device)
+        mask = padding_mask(hu)
+        outside = torch.from_numpy(mask).to(device)
         raw = torch.from_numpy(hu.astype(np.float32)).to(device)
-        clean = torch.where(outside, AIR, raw)
+        clean = torch.from_numpy(fill_padding(hu, mask).astype(np.float32)).to(device) if mask.any() else raw
         smooth = low_pass(clean, _SMOOTHING)
         low, high = min(window[0], AIR_WINDOW), window[1]
         weight = _smooth_step((smooth - low) / _RAMP) * _smooth_step((high - smooth) / _RAMP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from CTHarmonizeLib.ct.acquisition import REFERENCE_NOISE, Acquisition, NoiseTable, target_acquisition
@@ -29,7 +30,8 @@ class Request:
     source_dose), the model's default (samples, temperature), or the engine's choice (tile, batch, threads).
 
     ``kernel``: a name or an f50 in lp/cm; ``dose`` in percent; ``thickness`` and ``coherence`` (between slices, 0:
-    off) in mm; ``model``: a folder or the name of an installed model; ``batch``: slices at once.
+    off) in mm; ``model``: a folder or the name of an installed model; ``roi``: a box, or text that Roi.parse reads;
+    ``batch``: slices at once.
     """
 
     kernel: str | float | None = None
@@ -45,10 +47,14 @@ class Request:
     coherence: float = 0.0
     device: str = "auto"
     precision: str = "auto"
-    roi: Roi | None = None
+    roi: Roi | str | None = None
     tile: int | None = None
     batch: int | None = None
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.roi, str):
+            object.__setattr__(self, "roi", Roi.parse(self.roi))
 
     def as_dict(self) -> dict:
         """Plain values, for JSON."""
@@ -102,9 +108,9 @@ def choose(request: Request) -> Choice:
     if not method.needs_model:
         if request.model is not None:
             raise InputError(f"The method {method.name} needs no model: leave the model out.")
-        return Choice(method, None, REFERENCE_NOISE, request.samples or 1, 1.0)
+        return Choice(method, None, REFERENCE_NOISE, 1, 1.0)
     model = model_for(method.name, request.model)
-    samples = request.samples or model.card["default_samples"]
+    samples = int(request.samples or model.card["default_samples"])
     temperature = model.card["default_temperature"] if request.temperature is None else request.temperature
     table = NoiseTable.from_card(model.card["noise_at_full_dose"])
     return Choice(method, model, table, samples if method.stochastic else 1, temperature)
@@ -133,7 +139,7 @@ def plan(request: Request, choice: Choice, volume: Volume) -> Plan:
 def _check_number(name: str, value: float | None, low: float, high: float) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise InputError(f"The {name} must be a number, not {value!r}.")
     if isinstance(low, int) and value != int(value):
         raise InputError(f"The {name} must be a whole number, not {value:g}.")

@@ -47,6 +47,7 @@ _OPTIONS = {
     "device": "device",
     "precision": "precision",
     "coherence": "coherence",
+    "roi": "roi",
     "threads": "threads",
 }
 
@@ -74,23 +75,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(job: dict, events: Events, guard: Guard) -> None:
-    from CTHarmonizeLib.ct.volume import Roi
-    from CTHarmonizeLib.harmonization import WRITING, check_output_folder, harmonize
+    from CTHarmonizeLib.harmonization import check_output_folder, harmonize
     from CTHarmonizeLib.request import Request
 
     for key in ("input", "outputFolder"):
         if not job.get(key):
             raise InputError(f"The job file does not say '{key}'.")
     options = {name: job[key] for key, name in _OPTIONS.items() if job.get(key) is not None}
-    roi = job.get("roi")
-    request = Request(roi=Roi.parse(roi) if roi else None, **options)
+    request = Request(**options)
     guard.folder = check_output_folder(job["outputFolder"])
     events.send("started", pid=os.getpid())
-    progress = ProgressEvents(events)
-    result = harmonize(job["input"], request, progress, guard.ended.is_set)
+    result = harmonize(job["input"], request, ProgressEvents(events), guard.ended.is_set)
     for warning in result.report["warnings"]:
         events.send("warning", message=warning)
-    progress(0.99, WRITING)
     files = result.save(guard.folder)
     if guard.ended.is_set():
         for path in files.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation
 from stochastic_method import ACQUISITION, NoisyConvolution, chest
 
 from CTHarmonizeLib import engine
@@ -145,18 +146,42 @@ def test_noise_of_air_is_not_cut_at_the_window():
     assert result.mean.mean() == pytest.approx(volume.hu.mean(), abs=0.5)
 
 
-@pytest.mark.parametrize("padding", [-2048, -3024])
-def test_padding_stays_and_does_not_bleed(padding):
-    volume = chest(2, 96, 96)
-    y, x = np.mgrid[:96, :96]
-    outside = np.hypot(y - 47.5, x - 47.5) > 46
-    clean = volume.hu.copy()
-    clean[:, outside] = -1000
-    volume.hu[:, outside] = padding
-    result, reference = run(volume), run(volume.with_hu(clean))
-    np.testing.assert_array_equal(result.mean[:, outside], padding)
+def round_field_of_view(volume, padding, radius=46):
+    """``volume`` with ``padding`` outside a circle, and the circle's outside."""
+    rows, columns = volume.shape[1:]
+    y, x = np.mgrid[:rows, :columns]
+    outside = np.hypot(y - (rows - 1) / 2, x - (columns - 1) / 2) > radius
+    return volume.with_hu(np.where(outside, np.int16(padding), volume.hu)), outside
+
+
+def test_padding_stays_and_does_not_bleed():
+    (first, outside), (second, _) = (round_field_of_view(chest(2, 96, 96), padding) for padding in (-2048, -3024))
+    result, other = run(first), run(second)
+    np.testing.assert_array_equal(result.mean[:, outside], -2048)
     np.testing.assert_array_equal(result.deviation[:, outside], 0.0)
-    np.testing.assert_array_equal(result.mean[:, ~outside], reference.mean[:, ~outside])
+    np.testing.assert_array_equal(result.mean[:, ~outside], other.mean[:, ~outside])
+
+
+def test_a_field_of_view_that_cuts_the_body_gets_no_false_skin():
+    volume = chest(2, 96, 96)
+    volume.hu[:] = np.rint(np.random.default_rng(3).normal(40.0, 20.0, volume.hu.shape))
+    whole = run(volume, NoisyConvolution(amplitude=0.0))
+    cut, outside = round_field_of_view(volume, -2048)
+    result = run(cut, NoisyConvolution(amplitude=0.0))
+    bias = result.mean[:, ~outside].astype(float) - whole.mean[:, ~outside]
+    assert abs(bias).max() < 100
+    cut_at_edge = binary_dilation(outside, iterations=2) & ~outside
+    change = result.mean[:, cut_at_edge].mean() - volume.hu[:, cut_at_edge].mean()
+    reference = whole.mean[:, cut_at_edge].mean() - volume.hu[:, cut_at_edge].mean()
+    assert change == pytest.approx(reference, abs=10.0)
+
+
+def test_slices_of_padding_alone():
+    volume = chest(3, 96, 96)
+    volume.hu[1] = -2000
+    result = run(volume)
+    np.testing.assert_array_equal(result.mean[1], -2000)
+    np.testing.assert_array_equal(result.mean[2], run(chest(3, 96, 96)).mean[2])
 
 
 def test_a_single_noisy_voxel_is_no_padding():
