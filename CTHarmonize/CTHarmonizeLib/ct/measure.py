@@ -95,8 +95,8 @@ def _half_sample_mode(values: np.ndarray) -> float:
     return float(values.mean())
 
 
-def _mean_frequency(patches: np.ndarray, pixel_spacing: float) -> float:
-    """Mean frequency (lp/cm) of the radially averaged noise power spectrum of detrended patches."""
+def _mean_frequency(patches: np.ndarray, pixel_spacing: float) -> float | None:
+    """Mean frequency (lp/cm) of the radially averaged noise power spectrum of detrended patches; None without noise."""
     side = patches.shape[-1]
     window = np.hanning(side + 2)[1:-1]
     padded = 4 * side
@@ -115,4 +115,5 @@ def _mean_frequency(patches: np.ndarray, pixel_spacing: float) -> float:
     radial = total / np.maximum(number, 1)
     centres = bins[:-1] + 0.05
     valid = number > 0
-    return float((centres * radial)[valid].sum() / radial[valid].sum())
+    power = radial[valid].sum()
+    return float((centres * radial)[valid].sum() / power) if power > 0 else None
