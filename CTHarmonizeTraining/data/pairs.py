@@ -187,7 +187,7 @@ class PairDataset(Dataset):
             source = int(order[0] if order[0] != full else order[1])
         else:
             source, target = int(order[0]), int(order[1])
-        return (source, np.exp(rng.uniform(-0.2, 0.2))), (target, np.exp(rng.uniform(-0.5, 0.15)))
+        return (source, np.exp(rng.uniform(-0.6, 0.2))), (target, np.exp(rng.uniform(-0.6, 0.15)))
 
     def _place(self, rng: np.random.Generator, store: SceneSampler, pixel: float) -> PixelGrid:
         size = self.size + 2 * FILTER_MARGIN

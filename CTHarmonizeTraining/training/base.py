@@ -117,10 +117,11 @@ def run_stage(
     accelerator: str = "auto",
     devices: int | str = "auto",
     progress: bool = True,
+    stop_after: int | None = None,
 ) -> Path:
     """Train to the stage's last iteration, from ``folder/last.ckpt`` if there is one; returns that checkpoint.
 
-    ``precision`` auto: bfloat16 where the device has it.
+    ``precision`` auto: bfloat16 where the device has it. ``stop_after`` ends this run, not the stage, there.
     """
     if precision == "auto":
         precision = "bf16-mixed" if _has_bfloat16(accelerator) else "32-true"
@@ -129,7 +130,7 @@ def run_stage(
         every_n_train_steps=checkpoint_every, save_on_train_epoch_end=False,
     )  # fmt: skip
     trainer = L.Trainer(
-        max_steps=module.stage.iterations,
+        max_steps=min(module.stage.iterations, stop_after or module.stage.iterations),
         precision=precision,
         accelerator=accelerator,
         devices=devices,
