@@ -1,6 +1,6 @@
 # make demo [CT=path]   harmonizes a CT through the Slicer module's own logic; results in demo-output/
 # make test             every check: ruff, then all tests
-# make lint, make setup, make clean
+# make lint, make setup, make clean; make pictures: those of README and docs, from what make demo left
 #
 # The first run makes .venv in this folder and installs all that is needed into it; later runs start at once.
 
@@ -20,10 +20,13 @@ SYSTEM := xvfb libegl1 libgl1 libxkbcommon0 libxkbcommon-x11-0 libdbus-1-3 libxc
 PANEL := slicer-core PySide6-Essentials
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint setup clean
+.PHONY: demo pictures test lint setup clean
 
 demo: setup
 	@PYTHONPATH= $(BIN)/python Testing/CTHarmonizeDemo $(if $(CT),--ct "$(CT)") $(DEMO_OPTIONS)
+
+pictures: setup
+	@$(BIN)/python Testing/CTHarmonizeDemo/pictures.py demo-output docs/images
 
 test: lint
 	@PYTHONPATH= $(BIN)/python -m pytest --durations=10 $(TEST_OPTIONS)

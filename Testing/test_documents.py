@@ -1,0 +1,146 @@
+"""What README and docs promise exists: commands and their options, files, pictures; and nothing names a machine."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+LARGEST_PICTURE = 300_000
+
+
+def tracked() -> list[Path]:
+    git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+    if git.returncode:
+        pytest.skip("this is no git checkout")
+    return [path for path in (ROOT / name for name in git.stdout.decode().split("\0") if name) if path.is_file()]
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of the fenced blocks."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[str]:
+    """Lines of all pages' plain blocks that run ``program``."""
+    lines = [
+        line.strip() for page in PAGES for language, text in blocks(page) if not language for line in text.splitlines()
+    ]
+    return [line for line in dict.fromkeys(lines) if line.split() and line.split()[0] == program]
+
+
+def options(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])(--?[A-Za-z][\w-]*)", text))
+
+
+def help_of(program: str, subcommand: str, capsys) -> str:
+    if program == "ctharmonize":
+        from CTHarmonizeLib.cli import main
+    else:
+        pytest.importorskip("jsonargparse")
+        pytest.importorskip("lightning")
+        from CTHarmonizeTraining.cli import main
+    with pytest.raises(SystemExit) as end:
+        main([subcommand, "--help"])
+    assert end.value.code == 0, f"{program} has no command {subcommand}"
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", commands("ctharmonize") + commands("ctharmonize-train"))
+def test_command_exists_with_its_options(line, capsys):
+    program, subcommand, *arguments = shlex.split(line.split("||")[0])
+    known = options(help_of(program, subcommand, capsys)) | {"--help"}
+    asked = {argument.split("=")[0] for argument in arguments if re.match(r"--?[A-Za-z]", argument)}
+    assert asked <= known
+
+
+def test_pages_show_commands():
+    assert len(commands("ctharmonize")) >= 6
+    assert len(commands("ctharmonize-train")) >= 4
+
+
+def test_every_option_of_harmonize_is_explained_and_real(capsys):
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    section = page.split("## ctharmonize harmonize")[1].split("\n## ")[0]
+    in_table = options("\n".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `-")))
+    assert in_table == options(help_of("ctharmonize", "harmonize", capsys)) - {"-h", "--help"}
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for line in commands("make"):
+        assert shlex.split(line)[1] in targets, line
+    assert {"demo", "test"} <= {shlex.split(line)[1] for line in commands("make")}
+
+
+def test_guard_runs_what_the_readme_says():
+    guard = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Tests")[1]
+    command = re.search(r"```\n(.*?)\n```", section).group(1)
+    assert command in guard
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text)
+    local = [link for link in links if not re.match(r"\w+:", link)]
+    known = {path.resolve() for path in tracked()}
+    for link in local:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target in known, f"{link} is not part of the repository"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached, ahead = set(), [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        for link in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve()
+            if target not in reached and target.is_file():
+                ahead.append(target)
+    assert set(PAGES) <= reached
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_python_in_pages_is_python(name):
+    for language, text in blocks(ROOT / name):
+        if language == "python":
+            compile(text, name, "exec")
+
+
+def test_pictures_are_small_and_used():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    text += (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    for picture in (path for path in tracked() if path.parent == ROOT / "docs" / "images"):
+        assert picture.stat().st_size <= LARGEST_PICTURE, picture
+        assert f"images/{picture.name}" in text, f"{picture.name} is on no page"
+
+
+def test_no_tracked_file_names_a_machine():
+    path = re.compile(r"(?<![\w.\-/])/" + r"(?:work|root|Users|home/[a-z]\w*)/[\w.]")
+    found = []
+    for file in tracked():
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{file.relative_to(ROOT)}: {line.strip()[:120]}" for line in text.splitlines() if path.search(line)]
+    assert not found, "\n".join(found)
+
+
+def test_what_is_said_once_is_said_once():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.count("not a medical device") == 1
