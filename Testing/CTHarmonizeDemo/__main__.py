@@ -7,6 +7,8 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,13 +30,13 @@ OUTPUTS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; the exit status."""
     options = _parser().parse_args(arguments)
+    host = None
     try:
-        host = _host()
-    except CTHarmonizeError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-    try:
-        run(host, options)
+        start = _host_starter()
+        todo = _cases(options)
+        first = next(todo)  # a scan that cannot be read is told at once
+        host = start()
+        run(host, chain([first], todo), options)
     except CTHarmonizeError as error:
         print(error, file=sys.stderr)
         return error.exit_status
@@ -42,13 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
         print("Cancelled.", file=sys.stderr)
         return 130
     finally:
-        for problem in host.takeErrors():
-            print(problem, file=sys.stderr)
-        host.close()
+        if host is not None:
+            for problem in host.takeErrors():
+                print(problem, file=sys.stderr)
+            host.close()
     return 0
 
 
-def run(host, options: argparse.Namespace) -> None:
+def run(host, todo: Iterable[cases.Case], options: argparse.Namespace) -> None:
     """Harmonize every case into its folder below ``options.output``."""
     from CTHarmonizeLib.models import BrokenModel, installed_models
 
@@ -59,7 +62,7 @@ def run(host, options: argparse.Namespace) -> None:
     if not trained and options.method is None:
         print("No trained model is installed: the classical MTF filter is shown, which cannot set the dose.")
     panel = host.loadModule(ROOT / "CTHarmonize" / "CTHarmonize.py")
-    for number, case in enumerate(_cases(options)):
+    for number, case in enumerate(todo):
         harmonize(host, panel, case, method, options, first=number == 0)
     print(f"\nAll done in {time.monotonic() - started:.0f} s; everything is in {_shown(options.output)}/")
 
@@ -136,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cases(options: argparse.Namespace):
+def _cases(options: argparse.Namespace) -> Iterator[cases.Case]:
     """One after the other, so that the first result is there before the second scan is simulated."""
     if options.ct:
         yield cases.own(options.ct, options.slices, options.kernel, options.dose)
@@ -147,7 +150,7 @@ def _cases(options: argparse.Namespace):
         yield cases.chest(options.chest_slices)
 
 
-def _host():
+def _host_starter() -> Callable:
     try:
         import PySide6  # noqa: F401
         import slicer_core  # noqa: F401
@@ -158,7 +161,7 @@ def _host():
         ) from None
     from SlicerHost import start
 
-    return start()
+    return start
 
 
 def _hand_on_tags(node, volume: Volume) -> None:

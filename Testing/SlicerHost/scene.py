@@ -26,7 +26,7 @@ class Scene:
         self.scene = slicer.vtkMRMLScene()
         self.logic = slicer.vtkSlicerApplicationLogic()
         self.logic.SetMRMLScene(self.scene)
-        self._colors = slicer.vtkSlicerColorLogic()
+        self._colors = slicer.vtkMRMLColorLogic()  # the application's own would look for files that are not there
         self._colors.SetMRMLScene(self.scene)
         self.logic.SetColorLogic(self._colors)
         self.logic.SetModuleLogic("Colors", self._colors)  # where the volumes' logic looks
