@@ -133,11 +133,11 @@ class CTHarmonizeWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def initializeParameterNode(self) -> None:
         """Use the scene's parameter node, with the first CT volume chosen where there is none."""
+        from CTHarmonizeGui import scene
+
         self.setParameterNode(self.logic.getParameterNode())
         if not self._parameterNode.inputVolume:
-            firstVolume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
-            if firstVolume:
-                self._parameterNode.inputVolume = firstVolume
+            self._parameterNode.inputVolume = scene.firstInput()
 
     def setParameterNode(self, parameterNode: CTHarmonizeParameterNode | None) -> None:
         """Connect the widgets to ``parameterNode`` and follow it."""

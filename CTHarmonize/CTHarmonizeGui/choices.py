@@ -109,9 +109,9 @@ def aim(description: dict[str, Any], model: Any | None, kernel: str | None, dose
     known = description.get("acquisition") or {}
     if not known.get("f50") or not known.get("noise"):
         return ""
-    table = acquisition.NoiseTable.from_card(model.card["noise_at_full_dose"]) if model else defaultTable()
-    if table is None:
-        return ""
+    table = acquisition.REFERENCE_NOISE
+    if model is not None:
+        table = acquisition.NoiseTable.from_card(model.card["noise_at_full_dose"])
     try:
         source = acquisition.Acquisition(**known)
         target = acquisition.target_acquisition(source, table, kernel, dose)
@@ -119,9 +119,3 @@ def aim(description: dict[str, Any], model: Any | None, kernel: str | None, dose
         return ""
     return _("f50 {f50:.1f} lp/cm, noise about {noise:.0f} HU").format(f50=target.f50, noise=target.noise)
 
-
-def defaultTable() -> Any | None:
-    """The package's noise table, for methods without a model."""
-    from CTHarmonizeLib.ct import acquisition
-
-    return getattr(acquisition, "DEFAULT_NOISE", None)

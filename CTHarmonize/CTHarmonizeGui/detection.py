@@ -99,7 +99,7 @@ def describeTags(tags: dict[str, str], fromDicom: bool) -> str:
     if facts.exposure_mas:
         parts.append(_("{value:.3g} mAs").format(value=facts.exposure_mas))
     text = ", ".join(part for part in parts if part)
-    return f"{text} ({_('DICOM') if fromDicom else _('file header')})" if text else ""
+    return f"{text} ({_('DICOM') if fromDicom else _('header')})" if text else ""
 
 
 def describeGrid(node) -> str:
@@ -109,12 +109,12 @@ def describeGrid(node) -> str:
     return " × ".join(str(n) for n in size) + ", " + " × ".join(f"{mm:.3g}" for mm in spacing) + " mm"
 
 
-def describeAcquisition(description: dict[str, Any]) -> str:
-    """``sharpness f50 4.1 lp/cm (measured), noise 12 HU (measured)``"""
+def describeAcquisition(description: dict[str, Any], fromDicom: bool) -> list[str]:
+    """``sharpness f50 4.1 lp/cm (DICOM)``, ``noise 12 HU (measured)``."""
     acquisition, sources = description.get("acquisition") or {}, description.get("sources") or {}
     words = {
         "dicom": _("DICOM"),
-        "header": _("file header"),
+        "header": _("DICOM") if fromDicom else _("header"),
         "measured": _("measured"),
         "given": _("given"),
         "assumed": _("assumed"),
@@ -123,9 +123,9 @@ def describeAcquisition(description: dict[str, Any]) -> str:
     def origin(field: str) -> str:
         return f" ({words.get(sources[field], sources[field])})" if sources.get(field) else ""
 
-    parts = []
+    lines = []
     if acquisition.get("f50"):
-        parts.append(_("sharpness f50 {value:.1f} lp/cm").format(value=acquisition["f50"]) + origin("f50"))
+        lines.append(_("sharpness f50 {value:.1f} lp/cm").format(value=acquisition["f50"]) + origin("f50"))
     if acquisition.get("noise"):
-        parts.append(_("noise {value:.0f} HU").format(value=acquisition["noise"]) + origin("noise"))
-    return ", ".join(parts)
+        lines.append(_("noise {value:.0f} HU").format(value=acquisition["noise"]) + origin("noise"))
+    return lines

@@ -34,6 +34,11 @@ class Detector:
         return self._known.get(self._key, {})
 
     @property
+    def warnings(self) -> list[str]:
+        """What the description says is doubtful."""
+        return list(self.description.get("warnings", ()))
+
+    @property
     def busy(self) -> bool:
         """A measurement is under way or about to start."""
         return self._key is not None and self._key not in self._known and not self.problem

@@ -146,7 +146,7 @@ class HarmonizationJob(BackgroundJob):
             "modelChecksum": model.get("weights_sha256") or model.get("sha256") or model.get("checksum"),
             "seed": self.request.seed,
             "target": self.request.targetWords(),
-            "report": json.dumps(self.report),
+            "report": json.dumps({**self.report, "input": self.inputVolume.GetName()}),
         }
 
     def _end(self, state: str) -> None:

@@ -47,7 +47,16 @@ def outcome(job: Any) -> Message:
         return Message("info", _("Cancelled. Nothing in the scene was changed."))
     if job.state == "failed":
         return Message("error", job.error)
-    done = _("Done in {seconds:.0f} s: the result is shown in the slice views.").format(seconds=max(1, job.seconds))
-    if job.warnings:
-        return Message("warning", "\n".join([done, *job.warnings]))
-    return Message("done", done)
+    lines = [_("Done in {seconds:.0f} s.").format(seconds=max(1, job.seconds)) + _aim(job.report), *job.warnings]
+    return Message("warning" if job.warnings else "done", "\n".join(lines))
+
+
+def _aim(report: dict[str, Any]) -> str:
+    """From which sharpness and noise to which."""
+    source = (report.get("source") or {}).get("acquisition") or {}
+    target = (report.get("target") or {}).get("acquisition") or {}
+    if not all(part.get(key) for part in (source, target) for key in ("f50", "noise")):
+        return ""
+    return " " + _("From f50 {f50:.1f} lp/cm and noise {noise:.0f} HU towards {f50Now:.1f} lp/cm and {noiseNow:.0f} HU.").format(
+        f50=source["f50"], noise=source["noise"], f50Now=target["f50"], noiseNow=target["noise"]
+    )

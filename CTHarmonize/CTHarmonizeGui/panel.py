@@ -150,14 +150,16 @@ class Panel(VTKObservationMixin):
         self._detector.watch(None if problem else node)
         lines = []
         if node is not None and not problem:
-            tags = detection.describeTags(detection.acquisitionTags(node), detection.isFromDicom(node))
-            measured = detection.describeAcquisition(self._detector.description)
+            fromDicom = detection.isFromDicom(node)
+            lines.append(detection.describeTags(detection.acquisitionTags(node), fromDicom))
             if self._detector.busy:
-                measured = _("measuring sharpness and noise …")
+                lines.append(_("measuring sharpness and noise …"))
             elif self._detector.problem:
-                measured = self._detector.problem
-            lines = [tags, measured, detection.describeGrid(node)]
-        ui.detectedLabel.text = "\n".join(line for line in lines if line) or _("no CT volume yet")
+                lines.append(self._detector.problem)
+            else:
+                lines += detection.describeAcquisition(self._detector.description, fromDicom)
+            lines.append(detection.describeGrid(node))
+        ui.detectedLabel.text = _("Detected: {what}").format(what="\n".join(line for line in lines if line) or "–")
         ui.correctionCollapsibleButton.enabled = bool(lines)
         if self._parameters:
             self._sourceKernel.show(self._parameters.sourceKernel, choices.kernels(None, self._pixelSpacing),
@@ -220,8 +222,8 @@ class Panel(VTKObservationMixin):
             ui.applyButton.toolTip = problem or _("Harmonize the CT volume.")
             if problem:
                 message = Message("error" if self._input else "info", problem)
-            elif not message.text and self._choices.problems:
-                message = Message("warning", self._choices.problems[0])
+            elif not message.text:
+                message = Message("warning", "\n".join([*self._choices.problems, *self._detector.warnings]))
         message.show(ui.messageLabel)
 
     # Setting

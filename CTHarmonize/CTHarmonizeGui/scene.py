@@ -48,6 +48,18 @@ def checkInput(node) -> None:
         raise InputError(_("'{name}' is a {modality} image: choose a CT volume.").format(name=name, modality=modality))
 
 
+def firstInput():
+    """The first volume of the scene that can be harmonized and is no result itself; None where there is none."""
+    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+        try:
+            checkInput(node)
+        except InputError:
+            continue
+        if node.GetNodeReferenceID(INPUT_ROLE) is None:
+            return node
+    return None
+
+
 def subjectAttribute(node, name: str) -> str:
     """Attribute of the volume's subject hierarchy item, empty where there is none."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
@@ -210,8 +222,13 @@ def _vector(values) -> str:
     return "(" + ",".join(repr(float(value)) for value in values) + ")"
 
 
-def showResult(node, inputNode) -> None:
-    """Put ``node`` in the slice views that show the input, or nothing, in the background."""
-    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-        if composite.GetBackgroundVolumeID() in (None, "", inputNode.GetID()):
-            composite.SetBackgroundVolumeID(node.GetID())
+def showResult(node, inputNode) -> bool:
+    """Put ``node`` into the slice views that show the input, or nothing; whether there are any."""
+    views = [
+        view
+        for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+        if view.GetBackgroundVolumeID() in (None, "", inputNode.GetID())
+    ]
+    for view in views:
+        view.SetBackgroundVolumeID(node.GetID())
+    return bool(views)
