@@ -25,7 +25,6 @@ def stored(kind, name: str, default, after: str | None = None) -> QtCore.Propert
 def forwarded(kind, inner: str, name: str) -> QtCore.Property:
     """A property that is the one of an inner widget, `self.<inner>`."""
 
-
     def get(self):
         return getattr(getattr(self, inner), name)
 
