@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import stat
@@ -45,6 +46,7 @@ class qSlicerApplication(QtWidgets.QApplication):
         self.setFont(font)
         self._testing = testing
         self._home = Path(tempfile.mkdtemp(prefix="SlicerHost-"))
+        atexit.register(shutil.rmtree, self._home, ignore_errors=True)  # where nobody calls remove()
         (self._home / "temporary").mkdir()
         QtCore.QSettings.setDefaultFormat(QtCore.QSettings.Format.IniFormat)
         for scope in (QtCore.QSettings.Scope.UserScope, QtCore.QSettings.Scope.SystemScope):

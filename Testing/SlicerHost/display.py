@@ -10,7 +10,7 @@ import sys
 
 
 def ensureDisplay(size: str = "1600x1200x24") -> str:
-    """Sets DISPLAY or QT_QPA_PLATFORM before Qt starts; returns what is used. Xvfb ends with the process."""
+    """Sets DISPLAY or QT_QPA_PLATFORM before Qt starts; returns what is used. Xvfb ends with the process, even a killed one."""
     if not sys.platform.startswith("linux") or os.environ.get("QT_QPA_PLATFORM"):
         return os.environ.get("QT_QPA_PLATFORM", "native")
     if os.environ.get("DISPLAY"):
@@ -19,7 +19,7 @@ def ensureDisplay(size: str = "1600x1200x24") -> str:
     if program is not None:
         reader, writer = os.pipe()
         server = subprocess.Popen(
-            [program, "-displayfd", str(writer), "-screen", "0", size, "-nolisten", "tcp"],
+            [program, "-displayfd", str(writer), "-screen", "0", size, "-nolisten", "tcp", "-terminate"],
             pass_fds=[writer],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
