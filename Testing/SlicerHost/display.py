@@ -10,7 +10,7 @@ import sys
 
 
 def ensureDisplay(size: str = "1600x1200x24") -> str:
-    """Sets DISPLAY or QT_QPA_PLATFORM before Qt starts; returns what is used. Xvfb ends with the process, even a killed one."""
+    """Sets DISPLAY or QT_QPA_PLATFORM before Qt starts; returns which. Xvfb ends with the process."""
     if not sys.platform.startswith("linux") or os.environ.get("QT_QPA_PLATFORM"):
         return os.environ.get("QT_QPA_PLATFORM", "native")
     if os.environ.get("DISPLAY"):
