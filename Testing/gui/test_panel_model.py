@@ -1,0 +1,69 @@
+"""The panel with a method that draws samples: a tiny untrained CTFlow, chosen, restricted and run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slicer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPOSITORY / "CTHarmonize"), str(REPOSITORY / "Testing/lib")]
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    from model_folder import make_model_folder
+
+    target = {"f50": [2.5, 4.2], "dose": [25.0, 100.0], "thickness": None}
+    return make_model_folder(tmp_path / "Modell ä", target=target)
+
+
+@pytest.fixture
+def widget(host, folder):
+    from CTHarmonizeGui import phantom, registry
+
+    widget = host.loadModule(REPOSITORY / "CTHarmonize/CTHarmonize.py")
+    widget.ui.inputSelector.setCurrentNode(phantom.addPhantom(2, 64))
+    host.answerNext(str(folder))
+    widget.ui.addModelButton.click()
+    yield widget
+    registry.endAll()
+
+
+def test_a_chosen_model_is_offered_and_limits_the_target(host, widget, folder):
+    ui = widget.ui
+    assert ui.methodComboBox.currentText == "CTFlow"
+    assert ui.modelComboBox.currentText == "Test model 1" and str(folder) in ui.modelComboBox.toolTip
+    kernels = [ui.targetKernelComboBox.itemData(i) for i in range(ui.targetKernelComboBox.count)]
+    assert "medium" in kernels and "sharp" not in kernels
+    assert (ui.targetDoseSlider.minimum, ui.targetDoseSlider.maximum) == (25.0, 100.0)
+    assert ui.targetDoseSlider.enabled and ui.samplesSpinBox.enabled
+    assert str(folder) in slicer.util.settingsValue("CTHarmonize/modelFolders", "")
+    slicer.util.reloadScriptedModule("CTHarmonize")  # found again, from the settings and the scene
+    assert slicer.modules.CTHarmonizeWidget.ui.modelComboBox.currentText == "Test model 1"
+
+
+def test_samples_make_mean_and_deviation(host, widget, folder):
+    ui = widget.ui
+    ui.targetDoseSlider.value = 50
+    ui.samplesSpinBox.value = 2
+    ui.temperatureSpinBox.value = 0.5
+    ui.seedSpinBox.value = 3
+    ui.applyButton.click()
+    job = widget.panel.job
+    assert host.process(240.0, until=lambda: job.finished) and job.state == "done", job.error
+    assert job.harmonizedVolume.GetName() == "CT phantom harmonized (medium, 50 %)"
+    request = job.report["request"]
+    assert request["samples"] == 2 and request["seed"] == 3 and request["temperature"] == 0.5
+    assert slicer.util.arrayFromVolume(job.standardDeviationVolume).max() > 0
+    mean, one = (slicer.util.arrayFromVolume(node) for node in (job.meanVolume, job.harmonizedVolume))
+    assert (np.abs(mean.astype(int) - one) > 0).any()
+    kept = job.meanVolume
+    assert kept.GetAttribute("CTHarmonize.model") == "Test model 1"
+    assert len(kept.GetAttribute("CTHarmonize.modelChecksum")) == 64
+    assert str(job.folder.path) not in kept.GetAttribute("CTHarmonize.report")
