@@ -58,9 +58,11 @@ def draw(
     figure = Figure(figsize=(2.6 * len(columns) + 1.6, 2.45 * len(views) + 0.7), dpi=130, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.02)
     grid = figure.subplots(len(views), len(columns), squeeze=False)
+    for (title, _), axes in zip(columns, grid[0], strict=True):
+        axes.set_title(title, fontsize=10)
     for view, row in zip(views, grid, strict=True):
         grey = colour = None
-        for (title, image), axes in zip(columns, row, strict=True):
+        for (_, image), axes in zip(columns, row, strict=True):
             part = image[number][view.box]
             if image is result.deviation:
                 colour = axes.imshow(part, cmap="inferno", vmin=0, vmax=largest, interpolation="lanczos")
@@ -70,8 +72,6 @@ def draw(
             _scale_bar(axes, part.shape, view.bar, spacing)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            if row is grid[0]:
-                axes.set_title(title, fontsize=10)
         row[0].set_ylabel(f"{view.title}\nL {view.level:g}  W {view.width:g} HU", fontsize=9)
         for drawn, name in ((grey, "HU"), (colour, "deviation, HU")):
             if drawn is not None:
@@ -112,8 +112,12 @@ def _middle(mask: np.ndarray) -> tuple[float, float]:
 
 
 def _square(middle: tuple[float, float], shape: tuple[int, int], spacing: float) -> tuple[slice, slice]:
-    side = min(int(_DETAIL_MM / spacing), *shape)
-    starts = (int(np.clip(at - side / 2, 0, size - side)) for at, size in zip(middle, shape, strict=True))
+    return _centred(middle, min(int(_DETAIL_MM / spacing), *shape), shape)
+
+
+def _centred(middle: tuple[float, float], side: int, shape: tuple[int, int]) -> tuple[slice, slice]:
+    """A square of ``side`` pixels around ``middle``, as near as the image allows."""
+    starts = (int(np.clip(round(at - side / 2), 0, size - side)) for at, size in zip(middle, shape, strict=True))
     return tuple(slice(start, start + side) for start in starts)
 
 
@@ -122,8 +126,7 @@ def _around(mask: np.ndarray, spacing: float) -> tuple[slice, slice]:
     places = np.argwhere(mask)
     low, high = places.min(0), places.max(0) + 1
     side = min(int((high - low).max() + 12.0 / spacing), *mask.shape)
-    starts = (int(np.clip(round(m - side / 2), 0, size - side)) for m, size in zip((low + high) / 2, mask.shape, strict=True))
-    return tuple(slice(start, start + side) for start in starts)
+    return _centred((low + high) / 2, side, mask.shape)
 
 
 def _scale_bar(axes, shape: tuple[int, int], length: int, spacing: float) -> None:
@@ -135,6 +138,4 @@ def _scale_bar(axes, shape: tuple[int, int], length: int, spacing: float) -> Non
     outline = [patheffects.withStroke(linewidth=2.5, foreground="black")]
     x, y = 0.05 * shape[1], 0.94 * shape[0]
     axes.plot([x, x + length / spacing], [y, y], color="white", linewidth=1.8, path_effects=outline)
-    axes.text(
-        x, y - 0.02 * shape[0], f"{length} mm", color="white", fontsize=7, va="bottom", path_effects=outline
-    )
+    axes.text(x, y - 0.02 * shape[0], f"{length} mm", color="white", fontsize=7, va="bottom", path_effects=outline)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
+from scipy.fft import rfft2
+from scipy.optimize import least_squares
 
 from CTHarmonizeLib.ct.mtf import Mtf, nyquist
 from CTHarmonizeTraining.simulation.scan import body_mask
@@ -26,6 +28,8 @@ _EDGE_MM = 1.5  # tissue masks end this far from other tissue
 _AIR_MM = 5.0  # air begins this far from the body
 _BONE_HU = 200.0
 _RESAMPLES = 2000
+_HANN = 35.0 / 18.0  # mean fourth power over squared mean square of a Hann window, along one axis
+_LARGEST_ERROR = 0.1  # of a modulation that counts as known
 
 
 @dataclass(frozen=True)
@@ -185,20 +189,41 @@ def edge_gain(image: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> Estimat
 
 @dataclass(frozen=True)
 class SystemMtf:
-    """Total MTF of an image against known truth: ``frequency`` (lp/cm) and ``modulation``."""
+    """Total MTF of an image against known truth: ``frequency`` (lp/cm), ``modulation`` and its standard ``error``,
+    in rings of frequency."""
 
     frequency: np.ndarray
     modulation: np.ndarray
+    error: np.ndarray
 
-    @property
     def f50(self) -> float | None:
-        """Frequency, lp/cm, from which on the modulation stays below one half; None where it never does."""
-        above = np.flatnonzero(self.modulation >= 0.5)
-        if not len(above) or above[-1] == len(self.modulation) - 1:
+        """Frequency of 50 % modulation, lp/cm, of the family of :class:`Mtf` that fits best.
+
+        None where that lies beyond what the truth shows (its slices may have no such detail) or the rings show.
+        """
+        known = self.frequency[self.error < _LARGEST_ERROR]
+        if len(known) < 4:
             return None
-        last = above[-1]
-        (x0, x1), (y0, y1) = self.frequency[last : last + 2], self.modulation[last : last + 2]
-        return float(x0 + (y0 - 0.5) / (y0 - y1) * (x1 - x0))
+
+        def residuals(parameters: np.ndarray) -> np.ndarray:
+            log_f50, order, overshoot = parameters
+            fitted = Mtf(float(np.exp(log_f50)), float(order), float(overshoot))(self.frequency)
+            # weak beliefs, where the rings say nothing: a Gaussian's steepness, no overshoot
+            return np.concatenate(
+                [(fitted - self.modulation) / np.hypot(self.error, 0.01), parameters[1:] - (2.0, 0.0)]
+            )
+
+        found = [
+            least_squares(
+                residuals,
+                [np.log(start), 2.0, 0.1],
+                bounds=([np.log(0.3), 1.1, 0.0], [np.log(30.0), 12.0, 3.0]),
+                loss="soft_l1",
+            )
+            for start in (2.5, 5.0)
+        ]
+        f50 = float(np.exp(min(found, key=lambda fit: fit.cost).x[0]))
+        return f50 if f50 <= known[-1] else None
 
 
 def system_mtf(image: np.ndarray, clean: np.ndarray, mtf: Mtf, spacing: float) -> SystemMtf:
@@ -210,18 +235,27 @@ def system_mtf(image: np.ndarray, clean: np.ndarray, mtf: Mtf, spacing: float) -
     an average over what is in the slices, in which contrasts count by their energy: mostly edges of air and bone.
     """
     rows, columns = clean.shape[1:]
-    window = np.outer(*(np.hanning(size + 2)[1:-1] for size in (rows, columns))).astype(np.float32)
+    window = np.outer(*(np.hanning(size + 2)[1:-1] for size in (rows, columns)))
     pitch = spacing / 10.0
     radius = np.hypot(np.fft.fftfreq(rows, pitch)[:, None], np.fft.rfftfreq(columns, pitch)[None])
     width = max(0.2, 1.0 / (min(rows, columns) * pitch))
-    rings = np.minimum((radius / width).astype(int), int(nyquist(spacing) / width)).ravel()
-    product = np.zeros(rings.max() + 1)
-    power = np.zeros_like(product)
+    count = int(nyquist(spacing) / width)
+    rings = np.minimum((radius / width).astype(int), count).ravel()  # the last: what lies beyond
+
+    def ring_sum(values: np.ndarray) -> np.ndarray:
+        return np.bincount(rings, values.ravel(), minlength=count + 1)[:count]
+
+    product, power, seen_power = np.zeros((3, count))
     for one, other in zip(image, clean, strict=True):
-        seen, true = (np.fft.rfft2((plane - np.average(plane, weights=window)) * window) for plane in (one, other))
-        product += np.bincount(rings, (seen * true.conj()).real.ravel(), minlength=len(product))
-        power += np.bincount(rings, (np.abs(true) ** 2).ravel(), minlength=len(product))
-    counts = np.maximum(np.bincount(rings, minlength=len(product)), 1)
-    frequency = np.bincount(rings, radius.ravel(), minlength=len(product)) / counts
-    inside = slice(0, int(nyquist(spacing) / width))  # the last ring is what lies beyond
-    return SystemMtf(frequency[inside], (product / np.maximum(power, 1e-12) * mtf(frequency))[inside])
+        seen, true = (rfft2((plane - np.average(plane, weights=window)) * window) for plane in (one, other))
+        product += ring_sum((seen * true.conj()).real)
+        power += ring_sum(np.abs(true) ** 2)
+        seen_power += ring_sum(np.abs(seen) ** 2)
+    number = ring_sum(np.ones_like(radius))
+    frequency = ring_sum(radius) / np.maximum(number, 1)
+    power = np.maximum(power, 1e-9)
+    response = product / power
+    # Half of the residual's power is in phase with the truth; the window makes neighbours in a ring alike.
+    rest = np.maximum(seen_power - response**2 * power, 0.0) / np.maximum(number * len(image), 1)
+    known = mtf(frequency)
+    return SystemMtf(frequency, response * known, np.sqrt(0.5 * _HANN**2 * rest / power) * known + (number == 0))

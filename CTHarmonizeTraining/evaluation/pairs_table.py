@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from CTHarmonizeLib import report as lib_report
@@ -87,10 +88,8 @@ def evaluate(
     if samples < 2 or not doses:
         raise InputError("At least two samples and one source dose are needed.")
     output = check_output_folder(output)
-    request = Request(
-        method=method, model=model, samples=samples, temperature=temperature, seed=seed, device=device, precision=precision
-    )
-    candidates = Candidates(request)
+    request = Request(method=method, model=model, samples=samples, temperature=temperature, seed=seed)
+    candidates = Candidates(replace(request, device=device, precision=precision))
     protocol = Protocol(pixel_spacing, size, tuple(map(float, doses)), target_dose, views, photons, seed)
     scans = simulated_scans(_true(ct, phantom, slices), protocol, cache or output / "simulated", _say)
     regions = Regions.of(scans.clean["smooth"], pixel_spacing)

@@ -33,6 +33,7 @@ def score(
         truth: {name: measures.squared_error(image, other, body) for name, image in result.images.items()}
         for truth, other in against.items()
     }
+    compared = {**result.images, TARGET: noisy}
     best = MEAN if MEAN in result.images else ENCODER
     rivals = [name for name in (INPUT, FILTER, ENCODER) if name != best]
     scores = {
@@ -55,8 +56,10 @@ def score(
         "psnr": {name: measures.psnr(image, clean, body) for name, image in result.images.items()},
         "ssim": {name: measures.ssim(image, clean, body) for name, image in result.images.items()},
         "bias": _bias(result, clean, regions),
-        "bone": {name: asdict(measures.edge_gain(image, clean, regions.bone_edges)) for name, image in _all(result, noisy)},
-        "noise": {name: _noise(image, spacing) for name, image in _all(result, noisy)},
+        "bone": {
+            name: asdict(measures.edge_gain(image, clean, regions.bone_edges)) for name, image in compared.items()
+        },
+        "noise": {name: _noise(image, spacing) for name, image in compared.items()},
         "sharpness": _sharpness(scans, result, target, skin),
         "seconds_a_slice": result.seconds,
         "redrawn_share": result.redrawn,
@@ -69,10 +72,6 @@ def score(
             "target_noise_in_water": float((noisy - clean)[water].std()) if water.any() else None,
         }
     return scores
-
-
-def _all(result: Harmonized, noisy: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    return [*result.images.items(), (TARGET, noisy)]
 
 
 def _bias(result: Harmonized, clean: np.ndarray, regions: Regions) -> dict:
@@ -98,11 +97,10 @@ def _sharpness(scans: SimulatedScans, result: Harmonized, target: str, skin: boo
     against = {name: measures.system_mtf(image, scans.clean["sharp"], sharp, spacing) for name, image in images}
     found = {
         "wanted_f50": parse_kernel(target, spacing).f50,
-        "f50": {name: mtf.f50 for name, mtf in against.items()},
-        "modulation": {
-            "frequency": [round(float(f), 3) for f in next(iter(against.values())).frequency],
-            **{name: [round(float(m), 4) for m in mtf.modulation] for name, mtf in against.items()},
-        },
+        "f50": {name: mtf.f50() for name, mtf in against.items()},
+        "frequency": next(iter(against.values())).frequency.round(3).tolist(),
+        "modulation": {name: mtf.modulation.round(4).tolist() for name, mtf in against.items()},
+        "modulation_error": {name: mtf.error.round(4).tolist() for name, mtf in against.items()},
     }
     if skin:
         judged = [(name, image) for name, image in images if name in (TARGET, INPUT, SAMPLE, MEAN)]

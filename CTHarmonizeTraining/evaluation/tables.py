@@ -22,8 +22,8 @@ def markdown(results: dict) -> str:
     lines = [
         f"# {who} on {data['name']}",
         "",
-        f"{len(data['slices'])} slices of {data['thickness']:.3g} mm, {protocol['size']} x {protocol['size']} pixels of "
-        f"{protocol['pixel_spacing']:g} mm, {protocol['views']} views, {protocol['photons']:.2g} photons at 100 %; "
+        f"{len(data['slices'])} slices of {data['thickness']:.3g} mm, {protocol['size']} x {protocol['size']} pixels "
+        f"of {protocol['pixel_spacing']:g} mm, {protocol['views']} views, {protocol['photons']:.2g} photons at 100 %; "
         f"{results['samples']} samples at temperature {results['temperature']:g}, {results['precision']} on "
         f"{results['device']}. Intervals: 95 %, bootstrap over the slices.",
         "",
@@ -38,7 +38,7 @@ def markdown(results: dict) -> str:
         *_difference(results, "clean"),
         _beaten(results, best),
         "",
-        f"## PSNR (dB) and SSIM",
+        "## PSNR (dB) and SSIM",
         "",
         results["scores"] + ".",
         "",
@@ -52,7 +52,8 @@ def markdown(results: dict) -> str:
     ]
     if SAMPLE in columns:
         lines += ["## Deviation", "", *_deviation(results)]
-    lines += ["## Sharpness: f50 in lp/cm against the truth" + (", at the skin in brackets" if data["true_detail"] else "")]
+    skin = ", at the skin in brackets" if data["true_detail"] else ""
+    lines += [f"## Sharpness: f50 in lp/cm against the truth{skin}"]
     lines += ["", *_sharpness(results, columns), "## Bone edges: steepness relative to the noise-free target's", ""]
     lines += _table(results, [*columns, "target"], lambda pair, name: f"{pair['bone'][name]['value']:.2f}")
     return "\n".join(lines)
@@ -99,9 +100,7 @@ def _rmse(results: dict, columns: list[str], truth: str) -> list[str]:
 
 def _difference(results: dict, truth: str) -> list[str]:
     names = list(results["pairs"][0]["difference"][truth])
-    return _tables(
-        results, names, lambda pair: [_interval(pair["difference"][truth][name], 2) for name in names]
-    )
+    return _tables(results, names, lambda pair: [_interval(pair["difference"][truth][name], 2) for name in names])
 
 
 def _beaten(results: dict, best: str) -> str:
@@ -119,17 +118,21 @@ def _bias(results: dict, best: str) -> list[str]:
     tissues = [name for name, entry in results["pairs"][0]["bias"].items() if entry["pixels"]]
 
     def cells(pair: dict) -> list[str]:
-        return [f"{pair['bias'][name][INPUT]['value']:+.2f} -> {_interval(pair['bias'][name][best], 2)}" for name in tissues]
+        entries = [pair["bias"][name] for name in tissues]
+        return [f"{entry[INPUT]['value']:+.2f} -> {_interval(entry[best], 2)}" for entry in entries]
 
-    over = [
-        f"{_row(pair)} at {pair['dose']:g} % in {name} ({pair['bias'][name][best]['value']:+.2f})"
-        for pair in results["pairs"]
-        for name in tissues
-        if abs(pair["bias"][name][best]["value"]) >= _BIAS_GOAL
-    ]
-    sizes = ", ".join(f"{name} {results['regions'][name]}" for name in tissues)
-    summary = f"Not below {_BIAS_GOAL:g} HU: {'; '.join(over)}." if over else f"All below {_BIAS_GOAL:g} HU."
-    return [f"Pixels: {sizes}.", "", *_tables(results, tissues, cells), summary, ""]
+    summary = []
+    for name in tissues:
+        values = {
+            _row(pair) + f" at {pair['dose']:g} %": pair["bias"][name][best]["value"] for pair in results["pairs"]
+        }
+        worst = max(values, key=lambda row: abs(values[row]))
+        over = sum(abs(value) >= _BIAS_GOAL for value in values.values())
+        summary.append(
+            f"{name.capitalize()} ({results['regions'][name]} pixels): {_BIAS_GOAL:g} HU or more in {over} of "
+            f"{len(values)} mappings; largest {values[worst]:+.2f}, {worst}."
+        )
+    return [*_tables(results, tissues, cells), *summary, ""]
 
 
 def _noise(pair: dict, name: str) -> str:
@@ -143,8 +146,10 @@ def _noise(pair: dict, name: str) -> str:
 def _deviation(results: dict) -> list[str]:
     def cells(pair: dict) -> list[str]:
         entry = pair["deviation"]
-        in_water = "-" if entry["in_water"] is None else f"{entry['in_water']:.1f} / {entry['target_noise_in_water']:.1f}"
-        return [_interval({key: 100 * value for key, value in entry["coverage"].items()}), in_water]
+        share = _interval({key: 100 * value for key, value in entry["coverage"].items()})
+        if entry["in_water"] is None:
+            return [share, "-"]
+        return [share, f"{entry['in_water']:.1f} / {entry['target_noise_in_water']:.1f}"]
 
     titles = ["noisy target within one deviation, % (68 is true)", "deviation / target's noise, water-like, HU"]
     return _tables(results, titles, cells)
