@@ -1,29 +1,22 @@
 """Stores of simulated scenes, what training reads.
 
 A store is a Zarr group (version 3, uncompressed, one scene a chunk) that grows slice by slice and can be read
-while it does; an interrupted run goes on where it stopped:
-
-    python -m CTHarmonizeTraining.simulation.scenes --input CT --slices 0:40 --out STORE.zarr --seed 0
-
-With ``--input phantom:7`` the source is the procedural chest of seed 7, one slice of 1 mm a millimetre.
+while it does; an interrupted run goes on where it stopped. ``ctharmonize-train simulate --scenes`` makes them.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import zarr
 
-from CTHarmonizeLib.errors import CTHarmonizeError, InputError
-from CTHarmonizeTraining.simulation.phantom import HEIGHT, ChestPhantom
+from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.simulation.projector import WIDE_BAND_EDGE
 from CTHarmonizeTraining.simulation.scan import SCENE_PIXEL, SCENE_ROWS, Scene, base_scenes
 
@@ -152,69 +145,3 @@ def simulate_scenes(
         seconds = (time.perf_counter() - start) / len(keys)
         print(f"slice {keys[-1]}: {len(store)} scenes, {seconds:.1f} s a slice", file=sys.stderr, flush=True)
     return store
-
-
-@dataclass(frozen=True)
-class _Source:
-    name: str
-    slices: int
-    pixel: float
-    thickness: float
-    slice_of: Callable[[int], np.ndarray]
-
-
-def _source(text: str) -> _Source:
-    kind, _, seed = text.partition(":")
-    if kind == "phantom" and seed.isdigit():
-        phantom = ChestPhantom(int(seed))
-        return _Source(text, int(HEIGHT), phantom.pixel, 1.0, phantom.slice)
-    from CTHarmonizeLib.ct.io import read_volume
-
-    volume = read_volume(text)
-    return _Source(
-        Path(text).name, len(volume.hu), volume.pixel_spacing, float(volume.spacing[2]), volume.hu.__getitem__
-    )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Script entry."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="CT volume: image file or DICOM folder; or phantom:SEED")
-    parser.add_argument("--slices", default=":", help="half-open range a:b of its slices")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the Zarr store")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--per-slice", type=int, default=3, help="scenes a slice")
-    parser.add_argument("--realisations", type=int, default=5, help="noise images a scene, first at 100 %%")
-    parser.add_argument("--views", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=4, help="slices projected at once")
-    parser.add_argument("--threads", type=int, help="processor threads")
-    parser.add_argument("--device", default="cpu")
-    given = parser.parse_args(arguments)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    try:
-        source = _source(given.input)
-        first, _, last = given.slices.partition(":")
-        indices = range(source.slices)[int(first or 0) : int(last) if last else None]
-        simulate_scenes(
-            source.slice_of,
-            source.pixel,
-            indices,
-            given.out,
-            source.name,
-            source.thickness,
-            given.seed,
-            given.per_slice,
-            given.realisations,
-            given.views,
-            given.batch,
-            given.device,
-        )
-    except CTHarmonizeError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,7 @@ from CTHarmonizeTraining.simulation import scan
 from CTHarmonizeTraining.simulation.noise import Exposure, add_noise
 from CTHarmonizeTraining.simulation.projector import Geometry, Grid
 from CTHarmonizeTraining.simulation.scan import base_scenes, body_mask, seeded_generator, simulate
-from CTHarmonizeTraining.simulation.scenes import SceneStore, main, simulate_scenes
+from CTHarmonizeTraining.simulation.scenes import SceneStore, simulate_scenes
 
 
 def water_disk(n: int = 96, pixel: float = 1.0, radius: float = 36.0) -> torch.Tensor:
@@ -132,8 +132,3 @@ def test_the_store_resumes_and_keeps_the_values(small_scenes, tmp_path):
     assert SceneStore(tmp_path / "a.zarr").group.attrs["pixel_mm"] == 0.4
     with pytest.raises(InputError, match="other settings"):
         simulate_scenes(slice_of, 1.0, [4], tmp_path / "a.zarr", **{**settings, "seed": 1})
-
-
-def test_a_missing_file_is_one_sentence(tmp_path, capsys):
-    assert main(["--input", str(tmp_path / "none.nrrd"), "--out", str(tmp_path / "s.zarr")]) == 2
-    assert "none.nrrd" in capsys.readouterr().err

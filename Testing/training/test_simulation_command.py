@@ -1,0 +1,201 @@
+"""ctharmonize-train simulate: pairs of scans in their place, and stores of scenes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from CTHarmonizeLib.ct.io import read_volume, write_nrrd
+from CTHarmonizeLib.ct.mtf import NAMED_KERNELS
+from CTHarmonizeLib.ct.volume import Volume
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeTraining.cli import main
+from CTHarmonizeTraining.simulation import phantom, scan
+from CTHarmonizeTraining.simulation.command import simulate
+from CTHarmonizeTraining.simulation.projector import Geometry, Grid
+from CTHarmonizeTraining.simulation.scenes import SceneStore
+
+ROWS, COLUMNS = 41, 48  # an odd difference: the slice lies half a pixel beside the isocentre
+SPACING = (1.0, 1.0, 2.5)
+VIEWS = 64
+IMAGES = ("source", "target", "target_noise_free")
+OBLIQUE = (0.0, 1.0, 0.0, -0.8, 0.0, 0.6, 0.6, 0.0, 0.8)  # a rotation that mixes all axes
+
+
+def disk(x: np.ndarray, y: np.ndarray, centre: tuple[float, float], radius: float) -> np.ndarray:
+    return np.clip(radius + 0.5 - np.hypot(x - centre[0], y - centre[1]), 0, 1)
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Water with a dense marker beside its middle; the slices are not square and lie obliquely."""
+    y, x = np.mgrid[:ROWS, :COLUMNS].astype(float)
+    water = -1000 + 1000 * disk(x, y, (24, 20), 16)
+    marker = 900 * disk(x, y, (31, 15), 2.5)
+    hu = np.stack([water, water + marker, water + 0.5 * marker, water]).astype(np.int16)
+    return write_nrrd(Volume(hu, SPACING, (12.5, -40.0, 7.0), OBLIQUE), tmp_path_factory.mktemp("ct") / "disk.nrrd")
+
+
+@pytest.fixture(scope="module")
+def pair(ct: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pair")
+    run = ["simulate", str(ct), str(folder), "--source_kernel", "smooth", "--source_dose", "5", "--target_kernel"]
+    assert main([*run, "3.5", "--slices", "1:3", "--views", str(VIEWS), "--device", "cpu"]) == 0
+    return folder
+
+
+def centre_of_marker(path: Path) -> np.ndarray:
+    """Physical point (mm) of the centre of what is denser than water in the densest slice."""
+    image = SimpleITK.ReadImage(str(path))
+    excess = np.clip(SimpleITK.GetArrayFromImage(image).astype(float) - 150, 0, None)
+    k = int(excess.sum((1, 2)).argmax())
+    rows, columns = np.indices(excess[k].shape)
+    index = [float((excess[k] * axis).sum() / excess[k].sum()) for axis in (columns, rows)]
+    return np.array(image.TransformContinuousIndexToPhysicalPoint([*index, float(k)]))
+
+
+def values(folder: Path) -> dict[str, np.ndarray]:
+    return {name: read_volume(folder / f"{name}.nrrd").hu.astype(float) for name in IMAGES}
+
+
+def test_images_lie_on_the_grid_of_the_input(ct, pair):
+    expected = read_volume(ct)
+    for name in IMAGES:
+        volume = read_volume(pair / f"{name}.nrrd")
+        assert volume.hu.dtype == np.int16 and volume.shape == (2, ROWS, COLUMNS)
+        np.testing.assert_allclose(volume.spacing, SPACING)
+        shift = np.eye(4)
+        shift[2, 3] = 1  # the first slice was left out
+        np.testing.assert_allclose(volume.ijk_to_ras(), expected.ijk_to_ras() @ shift, atol=1e-9)
+    assert np.linalg.norm(centre_of_marker(pair / "target_noise_free.nrrd") - centre_of_marker(ct)) < 0.1
+
+
+@pytest.mark.parametrize(("pixel", "size"), [(0.7, 57), (1.3, None), (None, 37)])
+def test_a_marker_stays_in_place_on_another_grid(ct, tmp_path, pixel, size):
+    simulate(str(ct), tmp_path, "smooth", 100, 2.5, 100, pixel, size, slices=":3", views=VIEWS, device="cpu")
+    volume = read_volume(tmp_path / "target_noise_free.nrrd")
+    pixel = pixel or 1.0
+    assert volume.shape[1:] == ((size, size) if size else (round(ROWS / pixel), round(COLUMNS / pixel)))
+    np.testing.assert_allclose(volume.spacing, (pixel, pixel, SPACING[2]))
+    assert np.linalg.norm(centre_of_marker(tmp_path / "target_noise_free.nrrd") - centre_of_marker(ct)) < 0.1
+
+
+def test_values_are_those_of_the_scan(ct, pair):
+    images = values(pair)
+    y, x = np.mgrid[:ROWS, :COLUMNS]
+    water = (np.hypot(x - 24, y - 20) < 12) & (np.hypot(x - 31, y - 15) > 7)
+    for name, tolerance in (("source", 8), ("target", 4), ("target_noise_free", 1)):
+        assert abs(images[name][:, water].mean()) < tolerance, name
+    noise = [(images[name] - images["target_noise_free"])[:, water].std() for name in ("source", "target")]
+    assert noise[0] > 2 * noise[1] > 2
+
+    # Padded by hand: the seven missing rows are air, three above and four below.
+    square = np.full((2, COLUMNS, COLUMNS), -1000.0, np.float32)
+    square[:, 3:-4] = read_volume(ct).hu[1:3]
+    kernel, geometry = NAMED_KERNELS["smooth"], Geometry.covering(66.0, VIEWS)
+    whole = scan.simulate(torch.from_numpy(square), 1.0, kernel, 100.0, Grid(48, 48, 1.0), geometry).clean
+    simulated = pair.parent / "smooth"
+    simulate(str(ct), simulated, "smooth", 5, "smooth", 100, slices="1:3", views=VIEWS, device="cpu")
+    np.testing.assert_allclose(values(simulated)["target_noise_free"], whole[:, 3:-4].numpy(), atol=1.0)
+
+
+def test_the_seed_and_the_slice_make_the_noise(ct, pair, tmp_path):
+    def run(name: str, **options) -> dict[str, np.ndarray]:
+        given = dict(source_kernel="smooth", source_dose=5, target_kernel=3.5, views=VIEWS, device="cpu")
+        simulate(str(ct), tmp_path / name, **given, **options)
+        return values(tmp_path / name)
+
+    images, one, other = values(pair), run("one", slices="2:3"), run("other", slices="1:3", seed=1)
+    for name in IMAGES:
+        np.testing.assert_array_equal(one[name][0], images[name][1])
+    np.testing.assert_array_equal(other["target_noise_free"], images["target_noise_free"])
+    for name in IMAGES[:2]:
+        assert (other[name] != images[name]).mean() > 0.5
+    source, target = (images[name] - images["target_noise_free"] for name in IMAGES[:2])
+    inside = np.s_[:, 10:30, 14:34]
+    assert abs(np.corrcoef(source[inside].ravel(), target[inside].ravel())[0, 1]) < 0.3
+
+
+def test_the_report_says_what_was_simulated(ct, pair):
+    facts = json.loads((pair / "simulation.json").read_text(encoding="utf-8"))
+    smooth = NAMED_KERNELS["smooth"]
+    expected = {"kernel": "smooth", "f50": smooth.f50, "f10": smooth.f10, "mtf_peak": 1.0, "dose": 5.0}
+    assert facts["source"] == pytest.approx(expected)
+    assert facts["target"]["f50"] == 3.5 and facts["target"]["dose"] == 100
+    assert (facts["input"], facts["slices"], facts["seed"]) == (str(ct), [1, 3], 0)
+    assert (facts["views"], facts["photons"], facts["size"]) == (VIEWS, 2.5e5, [COLUMNS, ROWS])
+    assert facts["warnings"] == ["The slices of 48 x 41 pixels were padded with air to 48 x 48."]
+
+
+def test_a_cut_out_is_warned_of(tmp_path):
+    hu = np.full((1, 48, 48), 40, np.int16)
+    hu[:, :4] = -1000
+    path = write_nrrd(Volume(hu, SPACING), tmp_path / "cut.nrrd")
+    simulate(str(path), tmp_path, "smooth", target_kernel="smooth", views=VIEWS, device="cpu")
+    warnings = json.loads((tmp_path / "simulation.json").read_text(encoding="utf-8"))["warnings"]
+    assert any("outside the circle" in warning for warning in warnings)
+
+
+def test_a_phantom_is_scanned_from_the_head_down(monkeypatch, tmp_path):
+    small = phantom.ChestPhantom(3, pixel=8.0, size=50)
+    monkeypatch.setattr(phantom, "ChestPhantom", {3: small}.__getitem__)
+    simulate("phantom:3", tmp_path, "smooth", thickness=5.0, slices="26:28", size=90, pixel_spacing=4, views=VIEWS)
+    volume = read_volume(tmp_path / "source.nrrd")
+    assert volume.spacing == pytest.approx((4.0, 4.0, 5.0))
+    np.testing.assert_allclose(volume.ijk_to_ras() @ [44.5, 44.5, 0, 1], [0, 0, -130, 1], atol=1e-9)
+    np.testing.assert_allclose(volume.ijk_to_ras() @ [44.5, 44.5, 1, 1], [0, 0, -135, 1], atol=1e-9)
+    truth = small.slice(130.0, 5.0)
+    clean = read_volume(tmp_path / "target_noise_free.nrrd").hu[0, 5:-5, 5:-5].reshape(40, 2, 40, 2).mean((1, 3))
+    assert np.corrcoef(clean.ravel(), truth[5:-5, 5:-5].ravel())[0, 1] > 0.97
+
+
+def test_scenes_go_into_a_store_that_goes_on(ct, tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "SCENE_ROWS", 32)
+    monkeypatch.setattr("CTHarmonizeTraining.simulation.scenes.SCENE_ROWS", 32)
+    run = ["simulate", str(ct), str(tmp_path / "s.zarr"), "--scenes", "2", "--realisations", "3", "--device", "cpu"]
+    for slices in ("1:2", "1:3"):
+        assert main([*run, "--views", str(VIEWS), "--slices", slices]) == 0
+    store = SceneStore(tmp_path / "s.zarr")
+    assert store.finished() == {1, 2} and len(store) == 4
+    assert store[3].clean.shape == (32, 32) and store[3].noise.shape == (3, 32, 32)
+    assert store.group.attrs["source"] == "disk.nrrd" and store.group.attrs["slice_thickness"] == 2.5
+    assert main([*run, "--views", str(VIEWS), "--seed", "1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"source_kernel": "B99"}, "Kernel 'B99' is unknown"),
+        ({"target_kernel": 5.5}, "does not fit pixels of 1 mm"),
+        ({"target_kernel": "5.5", "pixel_spacing": 2.0}, "does not fit pixels of 2 mm"),
+        ({"source_dose": 0.0}, "dose of 0 is out of range"),
+        ({"views": 66}, "multiple of 4"),
+        ({"slices": "2"}, "not of the form a:b"),
+        ({"slices": "2:9"}, "do not lie inside the input's 0:4"),
+        ({"slices": "3:3"}, "do not lie inside"),
+        ({"size": 8}, "size of 8 is out of range"),
+        ({"pixel_spacing": 0.0}, "pixel spacing of 0 is out of range"),
+        ({"input": "phantom:x"}, "'phantom:x' is no phantom"),
+        ({"input": "none.nrrd"}, "There is no file or folder 'none.nrrd'"),
+        ({"device": "tpu"}, "no device 'tpu'"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_writes_nothing(ct, tmp_path, options, sentence):
+    given = {"input": str(ct), "output": tmp_path / "out", "device": "cpu", "views": VIEWS, **options}
+    with pytest.raises(InputError, match=sentence):
+        simulate(**given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_explains_itself(capsys):
+    for arguments, word in ((["--help"], "simulate"), (["simulate", "--help"], "phantom:SEED")):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+        assert word in capsys.readouterr().out
+    assert main(["simulate", "none.nrrd", "out", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "none.nrrd" in error and "Traceback" not in error and error.count("\n") == 1
