@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -201,16 +200,14 @@ def _read(path: Path, facts: str) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, images: dict[str, np.ndarray], facts: str) -> None:
-    aside = None
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            aside = file.name
+        with aside.open("wb") as file:
             np.savez(file, facts=np.array(facts), **images)
-        os.replace(aside, path)
+        aside.replace(path)
     except BaseException as error:
-        if aside is not None and os.path.exists(aside):
-            os.unlink(aside)
+        aside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise CannotRunError(f"The simulated scans cannot be kept in '{path.parent}': {error.strerror}.") from error
         raise
