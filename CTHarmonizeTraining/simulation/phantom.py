@@ -7,34 +7,16 @@ inwards with edges one pixel wide. x runs to the patient's left, y to the back, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, zoom
 from scipy.special import ndtri
 
-from CTHarmonizeTraining.simulation.trees import Segments, draw_segments, grow_tree, polyline
+from CTHarmonizeTraining.simulation.nodules import Nodule, paint_nodule
+from CTHarmonizeTraining.simulation.shapes import bar, ellipse, texture, tube_distance
+from CTHarmonizeTraining.simulation.trees import draw_segments, grow_tree, polyline
 
 HEIGHT = 270.0
 """Extent in z (mm) of a phantom."""
-
-
-@dataclass(frozen=True)
-class Nodule:
-    """A lung nodule. ``diameter`` (mm) is that of the sphere of its volume, spicules apart; ``hu`` its value."""
-
-    centre: tuple[float, float, float]
-    diameter: float
-    hu: float
-    lobulation: float
-    spicules: int
-    seed: int
-
-    @property
-    def volume(self) -> float:
-        """mm^3."""
-        return np.pi / 6 * self.diameter**3
 
 
 class ChestPhantom:
@@ -85,14 +67,14 @@ class ChestPhantom:
         """HU (size, size) float32 of the infinitely thin plane ``z``."""
         x, y = self.axis[None, :], self.axis[:, None]
         image = np.full((len(self.axis), len(self.axis)), -1000.0, np.float32)
-        body = _ellipse(x, y, (0, 0), self.body, 2.4)
+        body = ellipse(x, y, (0, 0), self.body, 2.4)
         fine, coarse = self._texture("soft", 0.8, z), self._texture("soft", 7.0, z)
         self._paint(image, body, 20.0 + 15.0 * fine)
         self._paint(image, body + 1.8, -105.0 + 4.0 * fine + 6.0 * coarse)
         strands = np.abs(self._texture("strands", 9.0, z))
         self._paint(image, np.maximum(body + 4.0, (strands - 0.02) * 9.0), -40.0)
         uneven = 5.0 * self._texture("muscle", 25.0, z)
-        muscle = np.maximum(_ellipse(x, y, (0, 0), self.body - self.fat, 2.3) + uneven, body + 4.0)
+        muscle = np.maximum(ellipse(x, y, (0, 0), self.body - self.fat, 2.3) + uneven, body + 4.0)
         marbling = self._texture("marbling", 4.0, z, stretch=3.0)
         self._paint(image, muscle, np.where(marbling > 1.35, -60.0, 52.0 + 6.0 * fine + 3.0 * coarse))
         cavity = self._cavity(x, y, z)
@@ -110,7 +92,7 @@ class ChestPhantom:
     def _cavity(self, x: np.ndarray, y: np.ndarray, z: np.ndarray | float) -> np.ndarray:
         rise = np.clip(1.0 - np.asarray(z, np.float32) / (0.62 * HEIGHT), 0.0, 1.3) ** 2
         axes = (self.cavity[0] * (1 - 0.62 * rise), self.cavity[1] * (1 - 0.45 * rise))
-        return _ellipse(x, y, (0.0, self.middle + 12.0 * rise), axes, 2.2)
+        return ellipse(x, y, (0.0, self.middle + 12.0 * rise), axes, 2.2)
 
     def _dome(self, x: np.ndarray, y: np.ndarray, z: np.ndarray | float) -> np.ndarray:
         """Below the diaphragm (negative)."""
@@ -134,12 +116,12 @@ class ChestPhantom:
     def _lung(self, x: np.ndarray, y: np.ndarray, z: np.ndarray | float) -> np.ndarray:
         """Both lungs (negative inside)."""
         width = 24.0 + 10.0 * np.exp(-(((z - 110.0) / 40.0) ** 2))
-        centre = _ellipse(x, y, (0.0, self.middle), (width, self.cavity[1] + 8.0), 2.0)
+        centre = ellipse(x, y, (0.0, self.middle), (width, self.cavity[1] + 8.0), 2.0)
         vertebra = np.hypot(x, (y - self.spine) * 1.15) - 21.0
         back = np.maximum(np.abs(x) - 17.0, self.spine - y)
         middle = np.minimum(np.minimum(centre, self._heart(x, y, z) - 4.0), np.minimum(vertebra, back))
         for tube in (self.aorta, self.trunk):
-            middle = np.minimum(middle, _tube_distance(tube, x, y, z) - 2.0)
+            middle = np.minimum(middle, tube_distance(tube, x, y, z) - 2.0)
         return np.maximum(np.maximum(self._cavity(x, y, z) + 2.5, -middle), -self._dome(x, y, z) + 2.0)
 
     # What the seed draws
@@ -196,7 +178,7 @@ class ChestPhantom:
         image += cover * (hu - image)
 
     def _texture(self, name: str, scale: float, z: float, stretch: float = 1.0) -> np.ndarray:
-        return _texture(self.seed, name, len(self.axis), scale / self.pixel, stretch, z / scale)
+        return texture(self.seed, name, len(self.axis), scale / self.pixel, stretch, z / scale)
 
     def _layers_of_fat(self, image: np.ndarray, cavity: np.ndarray, muscle: np.ndarray, z: float) -> None:
         """Fat planes between the muscles of the chest wall."""
@@ -228,7 +210,7 @@ class ChestPhantom:
         front = self.middle - self.cavity[1]
         if 45 < z < 215:
             rise = (12.0 + 0.45 * self.cavity[1]) * max(0.0, 1 - z / (0.62 * HEIGHT)) ** 2
-            sternum = _ellipse(x, y, (0.0, front + rise - 7.0), (24.0 if z < 95 else 17.0, 5.5), 3.0)
+            sternum = ellipse(x, y, (0.0, front + rise - 7.0), (24.0 if z < 95 else 17.0, 5.5), 3.0)
             self._bone(image, sternum, z, 0.7 * self.cortex, 0.7)
         if z < 170:
             edge = 0.06 * min(1.0, (170 - z) / 60)
@@ -243,7 +225,7 @@ class ChestPhantom:
         waist = 1.5 * np.cos(2 * np.pi * (level - 0.5))
         around = np.hypot(x, y - s - 10) - 38.0
         self._paint(image, np.maximum(around, s + 4 - y), 55.0 + 5 * self._texture("soft", 0.8, z))
-        body = _ellipse(x, y, (0, s), (17.0 - waist, 14.0 - waist), 2.4)
+        body = ellipse(x, y, (0, s), (17.0 - waist, 14.0 - waist), 2.4)
         if disc < 1:
             self._bone(image, body, z, 0.75 * self.cortex, 1.0)
         if disc > 0:
@@ -254,7 +236,7 @@ class ChestPhantom:
             bars += [((0, s + 33), (0, s + 40 + 12 * (level - 0.25)), 3.0)]
         if 0.3 < level < 0.65:
             bars += [((-10, s + 20), (-33, s + 30), 4.2), ((10, s + 20), (33, s + 30), 4.2)]
-        arch = np.min([_bar(x, y, *bar) for bar in bars], axis=0)
+        arch = np.min([bar(x, y, *ends) for ends in bars], axis=0)
         self._bone(image, arch, z, 0.9 * self.cortex, 1.0)
         canal = np.hypot(x, (y - s - 21.0) * 1.1) - 8.0
         self._paint(image, canal, 8.0)
@@ -284,10 +266,10 @@ class ChestPhantom:
             chamber = np.maximum((r - 1.0) * min(axes), self._heart(x, y, z, 0.88))
             self._paint(image, chamber, value + 4 * fine + 3 * coarse)
         for tube in (self.cava_low, self.cava, self.trunk_left, self.trunk, self.aorta):
-            distance = _tube_distance(tube, x, y, z)
+            distance = tube_distance(tube, x, y, z)
             self._paint(image, distance - 1.2, 45.0)
             self._paint(image, distance, self.blood + 4 * fine)
-        gullet = _tube_distance(self.oesophagus, x, y, z)
+        gullet = tube_distance(self.oesophagus, x, y, z)
         self._paint(image, gullet, 38.0 + 5 * fine)
         self._paint(image, gullet + 4.4, -400.0)
 
@@ -311,12 +293,12 @@ class ChestPhantom:
         self._paint(image, liver, self.organ + 4 * fine + 2.5 * coarse)
         veins = np.abs(self._texture("liver veins", 14.0, z)) - 0.05
         self._paint(image, np.maximum(veins * 14, liver + 8), self.organ + (35.0 if self.contrast else -12.0))
-        spleen = np.maximum(outside_heart + 3, _ellipse(x, y, (88, 38), (34, 24), 2.0))
+        spleen = np.maximum(outside_heart + 3, ellipse(x, y, (88, 38), (34, 24), 2.0))
         self._paint(image, spleen, self.organ - 4 + 4 * fine)
-        stomach = np.maximum(outside_heart + 4, _ellipse(x, y, (62, -28), (36, 26), 2.0))
+        stomach = np.maximum(outside_heart + 4, ellipse(x, y, (62, -28), (36, 26), 2.0))
         self._paint(image, stomach, 40.0 + 12 * coarse)
         self._paint(image, np.maximum(stomach + 4, y + 30.0), -990.0)
-        tube = _tube_distance(self.aorta, x, y, z)
+        tube = tube_distance(self.aorta, x, y, z)
         self._paint(image, tube, self.blood + 4 * fine)
 
     def _lungs(self, image: np.ndarray, x: np.ndarray, y: np.ndarray, z: float) -> None:
@@ -337,7 +319,7 @@ class ChestPhantom:
             for tree in trees:
                 tissue += draw_segments(tree, self.axis, self.axis, z) * (hu * self.blood + 5.0 - tissue)
         for nodule in self.nodules:
-            self._nodule(tissue, nodule, z)
+            paint_nodule(tissue, nodule, self.axis, z)
         cover = np.clip(0.5 - lung / self.pixel, 0.0, 1.0)
         image += cover * (tissue - image)
         in_lung = np.clip(0.5 - (lung - 8.0) / self.pixel, 0.0, 1.0)
@@ -350,36 +332,6 @@ class ChestPhantom:
             lumen = draw_segments(tree.scaled(bore), self.axis, self.axis, z) * region
             image += lumen * (-995.0 - image)
 
-    def _nodule(self, tissue: np.ndarray, nodule: Nodule, z: float) -> None:
-        dz = z - nodule.centre[2]
-        radius = nodule.diameter / 2
-        if abs(dz) > 2 * radius + 2:
-            return
-        columns = slice(*np.searchsorted(self.axis, nodule.centre[0] + np.array([-1, 1]) * (2 * radius + 2)))
-        rows = slice(*np.searchsorted(self.axis, nodule.centre[1] + np.array([-1, 1]) * (2 * radius + 2)))
-        dx, dy = self.axis[None, columns] - nodule.centre[0], self.axis[rows, None] - nodule.centre[1]
-        patch = tissue[rows, columns]
-        rng = np.random.default_rng(nodule.seed)
-        distance = np.sqrt(dx**2 + dy**2 + dz**2)
-        waves, phases = rng.normal(0, 3.0, (6, 3)), rng.uniform(0, 2 * np.pi, 6)
-
-        def lobes(directions: np.ndarray) -> np.ndarray:
-            return 1 + nodule.lobulation * np.sin(np.tensordot(directions, waves.T, 1) + phases).mean(-1) * 2
-
-        unit = rng.normal(size=(4000, 3))
-        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-        scale = np.mean(lobes(unit) ** 3) ** (-1 / 3)
-        here = np.stack(np.broadcast_arrays(dx, dy, dz), -1) / np.maximum(distance, 1e-6)[..., None]
-        surface = radius * scale * lobes(here)
-        spikes = unit[: nodule.spicules]
-        if nodule.spicules:
-            ends = spikes * radius * rng.uniform(1.4, 1.9, (nodule.spicules, 1))
-            thin = Segments(np.zeros_like(ends), ends, np.full(len(ends), 0.9), np.full(len(ends), 0.2))
-            cover = draw_segments(thin, dx[0], dy[:, 0], dz)
-            patch += cover * (nodule.hu - 60.0 - patch)
-        cover = np.clip(0.5 + (surface - distance) / self.pixel, 0, 1)
-        patch += cover * (nodule.hu - patch)
-
 
 def chest_phantom(
     seed: int, positions: Sequence[float], thickness: float = 1.0, pixel: float = 0.4, size: int = 1000
@@ -387,53 +339,3 @@ def chest_phantom(
     """Slices (positions, size, size) float32 HU of the chest of ``seed``, at z ``positions`` mm (0 to HEIGHT)."""
     phantom = ChestPhantom(seed, pixel, size)
     return np.stack([phantom.slice(z, thickness) for z in positions])
-
-
-def _ellipse(x, y, centre, axes, power: float) -> np.ndarray:
-    """Distance to a superellipse, to first order (value over gradient)."""
-    px, py = np.abs(x - centre[0]) / axes[0], np.abs(y - centre[1]) / axes[1]
-    r = np.maximum((px**power + py**power) ** (1 / power), 1e-3)
-    slope = np.hypot((px / r) ** (power - 1) / axes[0], (py / r) ** (power - 1) / axes[1])
-    return (r - 1.0) / np.maximum(slope, 1e-6)
-
-
-def _bar(x, y, start, stop, radius: float) -> np.ndarray:
-    dx, dy = stop[0] - start[0], stop[1] - start[1]
-    share = np.clip(((x - start[0]) * dx + (y - start[1]) * dy) / (dx * dx + dy * dy), 0, 1)
-    return np.hypot(x - start[0] - share * dx, y - start[1] - share * dy) - radius
-
-
-def _tube_distance(tube: Segments, x, y, z) -> np.ndarray:
-    """Distance to the surface of a tube; far away in z it is not exact but large."""
-    result = np.full(np.broadcast_shapes(np.shape(x), np.shape(y), np.shape(z)), 1e3, np.float32)
-    for start, stop, first, last in zip(tube.start, tube.stop, tube.first, tube.last, strict=True):
-        reach = max(first, last) + 8.0
-        if np.max(z) < min(start[2], stop[2]) - reach or np.min(z) > max(start[2], stop[2]) + reach:
-            continue
-        along = stop - start
-        dx, dy, dz = x - start[0], y - start[1], z - start[2]
-        share = np.clip((dx * along[0] + dy * along[1] + dz * along[2]) / (along @ along), 0, 1)
-        r2 = (dx - share * along[0]) ** 2 + (dy - share * along[1]) ** 2 + (dz - share * along[2]) ** 2
-        np.minimum(result, np.sqrt(r2) - (first + share * (last - first)), out=result, casting="unsafe")
-    return result
-
-
-def _texture(seed: int, name: str, size: int, scale: float, stretch: float, level: float) -> np.ndarray:
-    """Gaussian random field (0, 1) of correlation length ``scale`` pixels, coherent along z."""
-    knot = int(np.floor(level))
-    share = (level - knot) * np.pi / 2
-    key = (seed, name, size, round(scale, 4), stretch)
-    return np.cos(share) * _field(*key, knot) + np.sin(share) * _field(*key, knot + 1)
-
-
-@lru_cache(maxsize=64)
-def _field(seed: int, name: str, size: int, scale: float, stretch: float, knot: int) -> np.ndarray:
-    rng = np.random.default_rng((seed, knot + 2**20, *name.encode(), int(scale * 100)))
-    # A coarse field is drawn coarsely and enlarged: the same to the eye and much faster.
-    step = max(1, int(scale / 4))
-    small = rng.standard_normal((-(-size // step) + 8,) * 2, dtype=np.float32)
-    field = gaussian_filter(small, (0.5 * scale / step, 0.5 * scale * stretch / step), mode="wrap")
-    if step > 1:
-        field = zoom(field, step, order=1)
-    field = field[:size, :size]
-    return field / field.std()
