@@ -53,6 +53,7 @@ class ChestPhantom:
         self.heart_axes = np.array([u(50, 60), u(36, 44), u(48, 58)])
         self.dome_top = np.array([u(195, 210), u(205, 222)])
         self.emphysema = float(rng.choice([0.0, 0.0, u(0.02, 0.3)])) if emphysema is None else emphysema
+        self.waves = np.random.default_rng((seed, 1)).uniform(0, 2 * np.pi, 4)
         self._great_vessels(rng)
         self._lung_trees(rng)
         self.nodules = self._draw_nodules(rng, nodules)
@@ -79,10 +80,13 @@ class ChestPhantom:
         self._paint(image, muscle, np.where(marbling > 1.35, -60.0, 52.0 + 6.0 * fine + 3.0 * coarse))
         cavity = self._cavity(x, y, z)
         self._layers_of_fat(image, cavity, muscle, z)
+        back = self._back_muscle(x, y)
+        self._paint(image, back, 55.0 + 5 * fine)
         self._wall_bones(image, cavity, x, y, z)
         self._paint(image, cavity, -95.0 + 5.0 * fine + 8.0 * coarse)
         self._mediastinum(image, x, y, z, fine, coarse)
         self._below_diaphragm(image, cavity, x, y, z, fine, coarse)
+        self._paint(image, np.maximum(back, cavity), 55.0 + 5 * fine)  # outside the cavity it would hide the ribs
         self._spine(image, x, y, z)
         self._lungs(image, x, y, z)
         return image
@@ -98,8 +102,9 @@ class ChestPhantom:
         """Below the diaphragm (negative)."""
         result = None
         for side, top in zip((-1.0, 1.0), self.dome_top, strict=True):
-            px, py = (x - side * 68.0) / 72.0, (y - self.middle + 15.0) / 88.0
-            surface = top + 42.0 * (px**2 + py**2)
+            px, py = (x - side * 60.0) / 74.0, (y - self.middle + 15.0) / 88.0
+            uneven = np.sin(x / 17.0 + self.waves[0]) * np.cos(y / 21.0 + self.waves[1]) + np.sin((y - x) / 31.0)
+            surface = top + 42.0 * (px**2 + py**2) + 2.2 * uneven
             slope = 1.0 + (84.0 * px / 72.0) ** 2 + (84.0 * py / 88.0) ** 2
             one = (surface - z) / np.sqrt(slope)
             result = one if result is None else np.minimum(result, one)
@@ -116,13 +121,21 @@ class ChestPhantom:
     def _lung(self, x: np.ndarray, y: np.ndarray, z: np.ndarray | float) -> np.ndarray:
         """Both lungs (negative inside)."""
         width = 24.0 + 10.0 * np.exp(-(((z - 110.0) / 40.0) ** 2))
-        centre = ellipse(x, y, (0.0, self.middle), (width, self.cavity[1] + 8.0), 2.0)
+        side = np.sign(x)
+        bulges = 4.0 * np.sin(y / 12.0 + z / 37.0 + self.waves[2] + 2.0 * side)
+        bulges += 2.5 * np.sin(y / 6.5 - z / 23.0 + self.waves[3] + side)
+        front = 7.0 / (1.0 + np.exp((y - self.middle + 0.45 * self.cavity[1]) / 6.0))
+        centre = ellipse(x, y, (0.0, self.middle), (width, self.cavity[1] + 8.0), 2.0) + bulges + front
         vertebra = np.hypot(x, (y - self.spine) * 1.15) - 21.0
         back = np.maximum(np.abs(x) - 17.0, self.spine - y)
         middle = np.minimum(np.minimum(centre, self._heart(x, y, z) - 4.0), np.minimum(vertebra, back))
         for tube in (self.aorta, self.trunk):
             middle = np.minimum(middle, tube_distance(tube, x, y, z) - 2.0)
         return np.maximum(np.maximum(self._cavity(x, y, z) + 2.5, -middle), -self._dome(x, y, z) + 2.0)
+
+    def _back_muscle(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Beside and behind the spine (negative inside)."""
+        return np.maximum(np.hypot(x, y - self.spine - 10) - 38.0, self.spine + 4 - y)
 
     # What the seed draws
 
@@ -204,9 +217,12 @@ class ChestPhantom:
         angle = np.arctan2(np.abs(x) / self.cavity[0], (y - self.middle) / self.cavity[1]) / np.pi
         level = z - 62.0 * angle**1.15 + self.rib_phase
         off = (level + self.rib_step / 2) % self.rib_step - self.rib_step / 2
-        rib = (np.hypot(off / 6.3, (cavity - 4.6) / 3.4) - 1.0) * 3.4
+        across = (off / 6.3) ** 2 + ((cavity - 4.6) / 3.4) ** 2
+        rib = (np.sqrt(across) - 1.0) * 3.4
+        beyond = np.maximum(np.abs(angle - 0.375) - 0.285, 0.0) * 380
+        tapering = (np.sqrt(across + (beyond / 14.0) ** 2) - 1.0) * 3.4
         self._paint(image, np.maximum(rib, np.abs(angle - 0.8) * 380 - 0.13 * 380), 105.0)
-        self._bone(image, np.maximum(rib, (np.abs(angle - 0.39) - 0.31) * 380), z, self.cortex, 0.9)
+        self._bone(image, tapering, z, self.cortex, 0.9)
         front = self.middle - self.cavity[1]
         if 45 < z < 215:
             rise = (12.0 + 0.45 * self.cavity[1]) * max(0.0, 1 - z / (0.62 * HEIGHT)) ** 2
@@ -214,8 +230,8 @@ class ChestPhantom:
             self._bone(image, sternum, z, 0.7 * self.cortex, 0.7)
         if z < 170:
             edge = 0.06 * min(1.0, (170 - z) / 60)
-            blade = np.abs(cavity - 17.0 - 8 * (angle - 0.3)) - 2.2
-            blade = np.maximum(blade, (np.abs(angle - 0.33) - 0.06 - edge) * 380)
+            beyond = np.maximum(np.abs(angle - 0.33) - 0.02 - edge, 0.0) * 380
+            blade = (np.hypot((cavity - 17.0 - 8 * (angle - 0.3)) / 2.4, beyond / 15.0) - 1.0) * 2.4
             self._bone(image, blade, z, 0.8 * self.cortex, 0.6)
 
     def _spine(self, image: np.ndarray, x: np.ndarray, y: np.ndarray, z: float) -> None:
@@ -223,8 +239,6 @@ class ChestPhantom:
         level = (z % 27.0) / 27.0
         disc = np.clip((np.abs(level - 0.5) - 0.41) / 0.02, 0, 1)
         waist = 1.5 * np.cos(2 * np.pi * (level - 0.5))
-        around = np.hypot(x, y - s - 10) - 38.0
-        self._paint(image, np.maximum(around, s + 4 - y), 55.0 + 5 * self._texture("soft", 0.8, z))
         body = ellipse(x, y, (0, s), (17.0 - waist, 14.0 - waist), 2.4)
         if disc < 1:
             self._bone(image, body, z, 0.75 * self.cortex, 1.0)
@@ -235,7 +249,7 @@ class ChestPhantom:
             bars += [((-9, s + 24), (0, s + 33), 3.6), ((9, s + 24), (0, s + 33), 3.6)]
             bars += [((0, s + 33), (0, s + 40 + 12 * (level - 0.25)), 3.0)]
         if 0.3 < level < 0.65:
-            bars += [((-10, s + 20), (-33, s + 30), 4.2), ((10, s + 20), (33, s + 30), 4.2)]
+            bars += [((-10, s + 20), (-31, s + 25), 4.2), ((10, s + 20), (31, s + 25), 4.2)]
         arch = np.min([bar(x, y, *ends) for ends in bars], axis=0)
         self._bone(image, arch, z, 0.9 * self.cortex, 1.0)
         canal = np.hypot(x, (y - s - 21.0) * 1.1) - 8.0
@@ -289,7 +303,7 @@ class ChestPhantom:
         outside_heart = np.maximum(below, -self._heart(x, y, z) + 2)
         self._paint(image, outside_heart, 50.0)
         self._paint(image, outside_heart + 2.5, -98.0 + 6 * coarse)
-        liver = np.maximum(outside_heart + 3, x - 25.0 - 10 * self._texture("liver", 30.0, z))
+        liver = np.maximum(outside_heart + 1.5, x - 25.0 - 10 * self._texture("liver", 30.0, z))
         self._paint(image, liver, self.organ + 4 * fine + 2.5 * coarse)
         veins = np.abs(self._texture("liver veins", 14.0, z)) - 0.05
         self._paint(image, np.maximum(veins * 14, liver + 8), self.organ + (35.0 if self.contrast else -12.0))
