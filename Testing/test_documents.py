@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LARGEST_PICTURE = 300_000
+RUNS = re.compile(r"phantom|\bmodels\b|\$|--help")
+"""Commands that need no file, or stand in a loop."""
+
 
 
 def tracked() -> list[Path]:
@@ -39,13 +43,18 @@ def options(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])(--?[A-Za-z][\w-]*)", text))
 
 
-def help_of(program: str, subcommand: str, capsys) -> str:
+def main_of(program: str) -> Callable:
     if program == "ctharmonize":
         from CTHarmonizeLib.cli import main
     else:
         pytest.importorskip("jsonargparse")
         pytest.importorskip("lightning")
         from CTHarmonizeTraining.cli import main
+    return main
+
+
+def help_of(program: str, subcommand: str, capsys) -> str:
+    main = main_of(program)
     with pytest.raises(SystemExit) as end:
         main([subcommand, "--help"])
     assert end.value.code == 0, f"{program} has no command {subcommand}"
@@ -58,6 +67,18 @@ def test_command_exists_with_its_options(line, capsys):
     known = options(help_of(program, subcommand, capsys)) | {"--help"}
     asked = {argument.split("=")[0] for argument in arguments if re.match(r"--?[A-Za-z]", argument)}
     assert asked <= known
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in commands("ctharmonize") + commands("ctharmonize-train") if not RUNS.search(line)]
+)
+def test_command_asks_for_its_files(line, tmp_path, monkeypatch, capsys):
+    """In an empty folder the shown commands are understood, and end with one sentence about what is not there."""
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(line)
+    assert main_of(program)(arguments) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].endswith("."), said
 
 
 def test_pages_show_commands():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy import fft
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from CTHarmonizeLib.ct.acquisition import Acquisition
+from CTHarmonizeLib.ct.acquisition import Acquisition, parse_kernel
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.ctflow import acquisition_vector, source_planes
@@ -108,7 +108,9 @@ class PairDataset(Dataset):
 
     An item has ``planes`` (p, size, size), ``clean`` and ``target`` (1, size, size) in HU, the noise-free and the
     noisy image at the target acquisition, and ``acquisition``, the conditions. Source noise is told with the error
-    that a measurement has; a share of the sources is clipped at -1024 HU as scanners do.
+    that a measurement has; half of the sources are clipped at -1024 HU as scanners do. ``weights`` says by name how
+    often a store is drawn; the others count their scenes. ``kernels`` (source, target) fixes both, for a model of one
+    mapping; ``full_dose_share`` of the pairs have a target at full dose, the others at any.
     """
 
     def __init__(
@@ -119,15 +121,21 @@ class PairDataset(Dataset):
         planes: int = 2,
         seed: int = 0,
         pixel_range: tuple[float, float] = (0.45, 1.0),
-        weights: Sequence[float] | None = None,
+        weights: Mapping[str, float] | None = None,
         measurement_error: float = 0.12,
+        kernels: tuple[str, str] | None = None,
+        full_dose_share: float = 0.6,
     ) -> None:
         self.stores = [SceneSampler(path) for path in stores]
         self.length, self.size, self.planes, self.seed = length, size, planes, seed
         self.pixel_range, self.measurement_error = pixel_range, measurement_error
-        share = np.asarray(weights if weights is not None else [len(store) for store in self.stores], dtype=float)
+        unknown = set(weights or ()) - {store.path.stem for store in self.stores}
+        if unknown:
+            raise InputError(f"There is no store called {', '.join(sorted(unknown))}.")
+        share = np.array([(weights or {}).get(store.path.stem, len(store)) for store in self.stores], dtype=float)
         self.share = share / share.sum()
         self.kernels = KernelSampler(seed, named=list(NAMED_KERNELS.values()))
+        self.fixed_kernels, self.full_dose_share = kernels, full_dose_share
 
     def __len__(self) -> int:
         return self.length
@@ -173,6 +181,9 @@ class PairDataset(Dataset):
         }
 
     def _kernels(self, rng: np.random.Generator, pixel: float) -> tuple[Mtf, Mtf]:
+        if self.fixed_kernels is not None:
+            source, target = (parse_kernel(kernel, pixel) for kernel in self.fixed_kernels)
+            return source, target
         source = self.kernels.draw(rng, pixel)
         return source, source if rng.random() < 0.1 else self.kernels.draw(rng, pixel)
 
@@ -182,7 +193,7 @@ class PairDataset(Dataset):
         """(realisation, strength) of source and target: mostly any dose to full dose, else any to any."""
         full = int(np.argmax(dose))
         order = rng.permutation(len(dose))
-        if rng.random() < 0.6:
+        if rng.random() < self.full_dose_share:
             target = full
             source = int(order[0] if order[0] != full else order[1])
         else:

@@ -15,6 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from CTHarmonizeLib.errors import CannotRunError
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -50,7 +52,10 @@ class TrainingStage(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         values = self.loss(batch)
         if not torch.isfinite(values["loss"]):
-            raise FloatingPointError(f"The loss is {float(values['loss'])} at step {self.global_step}.")
+            raise CannotRunError(
+                f"The loss became {float(values['loss'])} at step {self.global_step}: the last checkpoint before it is "
+                "kept; lower the learning rate or clip the gradient, then run again."
+            )
         self.log_dict({f"train_{name}": value for name, value in values.items()}, prog_bar=False)
         return values["loss"]
 

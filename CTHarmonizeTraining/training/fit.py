@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import lightning as L
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig
 from CTHarmonizeTraining.data.pairs import PairDataset
 from CTHarmonizeTraining.training.base import Pairs, StageConfig, TrainingStage, run_stage
 from CTHarmonizeTraining.training.ctflow import EncoderStage, FlowStage
+
+NETWORK = "network.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,6 @@ class FitConfig:
     encoder_truth: str = "clean"
     freeze_encoder: bool = True
     anchor_mm: float | None = None
-    extra: dict = field(default_factory=dict)
 
     @classmethod
     def load(cls, config: str | Path) -> FitConfig:
@@ -64,46 +65,56 @@ def _stage(entries: dict) -> StageConfig:
 
 def fit(
     config: str,
-    stores: Sequence[Path],
+    stores: Path,
     output: Path,
-    validation: Sequence[Path] = (),
-    weights: Sequence[float] | None = None,
+    validation: Path | None = None,
+    weights: dict[str, float] | None = None,
     seed: int = 0,
     accelerator: str = "auto",
     precision: str = "auto",
     progress: bool = True,
-) -> Path:
+) -> None:
     """Train CTFlow's two stages; continues where an earlier run into the same folder stopped.
 
     Args:
         config: name of a shipped configuration, or a YAML file.
-        stores: scene stores (Zarr folders) to train on.
-        output: folder for checkpoints, logs and ``network.pt`` (the trained network's state).
-        validation: scene stores that are only measured on.
-        weights: how often each store is drawn, relative to the others.
+        stores: scene store to train on, or a folder of them (*.zarr).
+        output: folder for checkpoints, logs and network.safetensors, the trained network.
+        validation: scene store or folder of them that is only measured on.
+        weights: how often a store is drawn, by its name without .zarr; the others stay at their number of scenes.
         seed: of weights, data and dequantisation.
         accelerator: auto, cpu or gpu.
         precision: auto, 32-true, bf16-mixed.
         progress: show a progress bar.
     """
     settings = FitConfig.load(config)
+    training_stores = found_stores(stores)
+    held_out_stores = found_stores(validation) if validation else []
     L.seed_everything(seed, workers=True)
     network = CTFlow(settings.network).to(memory_format=torch.channels_last)
 
     def stage(name: str, module: TrainingStage) -> None:
-        size, planes, batch = settings.data["size"], settings.network.planes, module.stage.batch
+        batch = module.stage.batch
+        options = {"planes": settings.network.planes, **settings.data}
+        workers = options.pop("workers", 1)
         count = module.stage.iterations * batch
-        training = PairDataset(stores, count, size, planes, _seed_of(seed, name), weights=weights)
-        held_out = PairDataset(validation, 16 * batch, size, planes, 12345) if validation else None
-        data = Pairs(training, held_out, batch, settings.data.get("workers", 1))
+        training = PairDataset(training_stores, count, seed=_seed_of(seed, name), weights=weights, **options)
+        held_out = PairDataset(held_out_stores, 16 * batch, seed=12345, **options) if held_out_stores else None
+        data = Pairs(training, held_out, batch, workers)
         run_stage(module, data, Path(output) / name, precision, accelerator=accelerator, progress=progress)
 
     window = settings.intensity_window
     stage("encoder", EncoderStage(network, settings.encoder, window, settings.encoder_truth))
     stage("flow", FlowStage(network, settings.flow, window, settings.freeze_encoder))
-    weights_file = Path(output) / "network.pt"
-    torch.save(network.state_dict(), weights_file)
-    return weights_file
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, output / NETWORK)
+
+
+def found_stores(path: Path) -> list[Path]:
+    """The store at ``path``, or those in it. Raises InputError where there is none."""
+    found = [path] if (path / "zarr.json").is_file() else sorted(path.glob("*.zarr"))
+    if not found:
+        raise InputError(f"There are no scene stores in '{path}': make them with 'ctharmonize-train simulate'.")
+    return found
 
 
 def _seed_of(seed: int, stage: str) -> int:

@@ -77,6 +77,9 @@ def harmonize(host, panel, case: cases.Case, method: str, options: argparse.Name
     write_nrrd(case.volume, folder / "input.nrrd", str(case.volume.hu.dtype))
     node = slicer.util.loadVolume(str(folder / "input.nrrd"), {"name": case.title})
     _hand_on_tags(node, case.volume)
+    truth = None
+    if case.truth is not None:
+        truth = _volume_of(slicer.util.loadVolume(str(case.truth), {"name": f"{case.title}, noise-free"}))
     print(f"\n{case.title}: {' x '.join(map(str, case.volume.shape[::-1]))} voxels, {method}")
 
     parameters = panel.logic.getParameterNode()
@@ -106,16 +109,15 @@ def harmonize(host, panel, case: cases.Case, method: str, options: argparse.Name
     for warning in dict.fromkeys([*case.volume.warnings, *job.report.get("warnings", job.warnings)]):
         print(f"Warning: {warning}")
 
-    images = {"input": case.volume}
+    images = {"input": _volume_of(node)}
     for name, attribute in OUTPUTS.items():
-        output = getattr(job, attribute)
-        volume = case.volume.with_hu(slicer.util.arrayFromVolume(output).copy())
+        volume = _volume_of(getattr(job, attribute))
         images["deviation" if name == "standard_deviation" else name] = volume
         write_nrrd(volume, folder / f"{name}.nrrd", "float32" if name == "standard_deviation" else "int16")
     (folder / "result.json").write_text(json.dumps(job.report, indent=2, ensure_ascii=False), encoding="utf-8")
-    where = measures.regions(case.volume)
+    where = measures.regions(images["input"])
     names = ["input", "harmonized", *(["mean"] if job.report["samples"] > 1 else [])]
-    columns = {name: measures.measure(images[name], where, case.truth) for name in names}
+    columns = {name: measures.measure(images[name], where, truth) for name in names}
     wanted = job.report["target"]["acquisition"]
     noise = wanted["noise"] if "dose" in _sets(method) else None
     print(measures.table(columns, {"noise": noise, "f50": wanted["f50"]}))
@@ -147,7 +149,7 @@ def _cases(options: argparse.Namespace) -> Iterator[cases.Case]:
     yield cases.head()
     if options.chest_slices:
         print("\nSimulating a chest ...", flush=True)
-        yield cases.chest(options.chest_slices)
+        yield cases.chest(options.chest_slices, options.output / "chest-simulated")
 
 
 def _host_starter() -> Callable:
@@ -162,6 +164,21 @@ def _host_starter() -> Callable:
     from SlicerHost import start
 
     return start
+
+
+def _volume_of(node) -> Volume:
+    """The volume as the scene has it (Slicer turns slices round where a file's axes are left-handed)."""
+    import numpy as np
+    import slicer
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ slicer.util.arrayFromVTKMatrix(matrix)
+    direction = lps[:3, :3] / np.array(node.GetSpacing())
+    origin = tuple(map(float, lps[:3, 3]))
+    hu = slicer.util.arrayFromVolume(node).copy()
+    return Volume(hu, tuple(node.GetSpacing()), origin, tuple(map(float, direction.ravel())))
 
 
 def _hand_on_tags(node, volume: Volume) -> None:

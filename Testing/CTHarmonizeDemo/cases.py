@@ -5,27 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from CTHarmonizeLib.ct.io import read_volume
-from CTHarmonizeLib.ct.mtf import NAMED_KERNELS
 from CTHarmonizeLib.ct.volume import Roi, Volume
 from CTHarmonizeLib.errors import InputError
 
-PIXEL, SIZE, THICKNESS = 0.7, 512, 2.0
-"""Grid of the simulated chest: mm, pixels, mm."""
+_CHEST_SLICE = 60  # of 2 mm: where airways and vessels branch
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and what is asked for. ``truth``: the noise-free image with the target kernel, where it is known."""
+    """One scan and what is asked for. ``truth``: file of the noise-free image with the target kernel, where known."""
 
     name: str
     title: str
     volume: Volume
     kernel: str
     dose: float = 100.0
-    truth: Volume | None = None
+    truth: Path | None = None
 
 
 def head() -> Case:
@@ -41,28 +37,15 @@ def head() -> Case:
     raise InputError("The installed pydicom has no CT slice that can be read: give a scan of your own with CT=path.")
 
 
-def chest(slices: int, seed: int = 1) -> Case:
-    """A simulated scan of a made-up chest: sharp kernel at 25 % dose, to become medium at 100 %."""
-    import torch
+def chest(slices: int, folder: Path) -> Case:
+    """A simulated scan of a made-up chest, sharp kernel at 25 % dose, to become medium at 100 %; the pair of scans is
+    left in ``folder``."""
+    from CTHarmonizeTraining.simulation.command import simulate
 
-    from CTHarmonizeTraining.simulation.noise import add_noise
-    from CTHarmonizeTraining.simulation.phantom import chest_phantom
-    from CTHarmonizeTraining.simulation.projector import Geometry, Grid, attenuation, forward_project
-    from CTHarmonizeTraining.simulation.scan import reconstruct, seeded_generator
-
-    fine = 0.4
-    middle = 120.0 + THICKNESS * (np.arange(slices) - slices // 2)
-    anatomy = torch.from_numpy(chest_phantom(seed, list(middle), THICKNESS, fine))
-    geometry = Geometry.covering(anatomy.shape[-1] * fine)
-    grid = Grid(SIZE, SIZE, PIXEL)
-    clean = forward_project(attenuation(anatomy), fine, geometry)
-    noisy = add_noise(clean, 25.0, geometry.pitch, seeded_generator("cpu", seed))
-    spacing = (PIXEL, PIXEL, THICKNESS)
-    corner = -PIXEL * (SIZE - 1) / 2
-    source = reconstruct(noisy, geometry, NAMED_KERNELS["sharp"].limited_to(PIXEL), grid).numpy()
-    volume = Volume(np.rint(source).astype(np.int16), spacing, (corner, corner, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
-    truth = reconstruct(clean, geometry, NAMED_KERNELS["medium"].limited_to(PIXEL), grid).numpy()
-    return Case("chest", "Simulated chest", volume, "medium", truth=volume.with_hu(truth))
+    first = _CHEST_SLICE - slices // 2
+    simulate("phantom:1", folder, "sharp", 25.0, "medium", 100.0, slices=f"{first}:{first + slices}", thickness=2.0)
+    truth = folder / "target_noise_free.nrrd"
+    return Case("chest", "Simulated chest", read_volume(folder / "source.nrrd"), "medium", truth=truth)
 
 
 def own(path: str | Path, slices: int | None, kernel: str, dose: float) -> Case:

@@ -78,7 +78,7 @@ class Mtf:
         return _peak(self.order, self.overshoot)[1]
 
     def limited_to(self, pixel_spacing: float) -> Mtf:
-        """The same shape with f50 held below :data:`NYQUIST_SHARE` of the Nyquist frequency of ``pixel_spacing`` (mm)."""
+        """The same shape, f50 held below :data:`NYQUIST_SHARE` of the Nyquist frequency of pixels of that size (mm)."""
         return Mtf(min(self.f50, NYQUIST_SHARE * nyquist(pixel_spacing)), self.order, self.overshoot)
 
 

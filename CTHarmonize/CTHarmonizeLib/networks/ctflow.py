@@ -120,11 +120,10 @@ class CTFlow(nn.Module):
         super().__init__()
         self.config = config
         embedding = self.EMBEDDING if config.conditions else 0
-        self.embedding = (
-            nn.Sequential(nn.Linear(config.conditions, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
-            if embedding
-            else None
-        )
+        self.embedding = None
+        if embedding:
+            first, second = nn.Linear(config.conditions, embedding), nn.Linear(embedding, embedding)
+            self.embedding = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
         self.encoder = RRDBEncoder(
             config.encoder_blocks,
             config.encoder_channels,
