@@ -7,8 +7,9 @@ import importlib.util
 from typing import Protocol
 
 import slicer
-from CTHarmonizeLib.errors import CannotRunError
 from slicer.i18n import tr as _
+
+from CTHarmonizeLib.errors import CannotRunError
 
 TORCH_REQUIREMENT = ">=2.2"
 SAFETENSORS_REQUIREMENT = "safetensors>=0.4"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import slicer
+from slicer.i18n import tr as _
+
 from CTHarmonizeGui import registry, scene
 from CTHarmonizeGui.folder import JobFolder
 from CTHarmonizeGui.job import BackgroundJob
 from CTHarmonizeGui.process import Clock, Process
-from slicer.i18n import tr as _
 
 _TAGS = {
     "Manufacturer": "0008,0070",
@@ -28,8 +32,8 @@ _TAGS = {
 
 
 def acquisitionTags(node) -> dict[str, str]:
-    """DICOM keyword: value, of the volume's first DICOM file, or else of the NRRD header it was loaded from."""
-    tags = {}
+    """DICOM keyword: value, of the volume's first DICOM file, of its attributes and of the NRRD file it is from."""
+    tags: dict[str, str] = {}
     instances = (node.GetAttribute("DICOM.instanceUIDs") or "").split()
     database = getattr(slicer, "dicomDatabase", None)
     if instances and database is not None:
@@ -37,10 +41,28 @@ def acquisitionTags(node) -> dict[str, str]:
             value = database.instanceValue(instances[0], tag)
             if value:
                 tags[keyword] = value
-    for name in node.GetAttributeNames() or ():  # the NRRD reader makes attributes of a header's pairs
-        if not name.startswith(("DICOM.", "CTHarmonize.", "NRRD_", "ITK_")) and name.isidentifier():
+    for name in node.GetAttributeNames() or ():
+        if not name.startswith(("DICOM.", "CTHarmonize.")) and name.isidentifier():
             tags.setdefault(name, node.GetAttribute(name) or "")
+    storage = node.GetStorageNode()
+    path = storage.GetFullNameFromFileName() if storage else ""
+    if path and not node.GetModifiedSinceRead() and os.path.isfile(path):
+        tags = {**dict(_headerPairs(path, os.stat(path).st_mtime_ns)), **tags}
     return tags
+
+
+@lru_cache(maxsize=32)
+def _headerPairs(path: str, modified: int) -> tuple[tuple[str, str], ...]:
+    """Key-value pairs of an NRRD file's header, which Slicer does not keep for scalar volumes."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return ()
+    if not head.startswith(b"NRRD"):
+        return ()
+    lines = re.split(rb"\r?\n\r?\n", head, maxsplit=1)[0].decode("utf-8", "replace").splitlines()
+    return tuple(tuple(line.split(":=", 1)) for line in lines if ":=" in line and not line.startswith("#"))
 
 
 def isFromDicom(node) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from CTHarmonizeGui import detection
 from CTHarmonizeGui.process import Clock
 from CTHarmonizeLib.errors import CTHarmonizeError
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import slicer
+from slicer.i18n import tr as _
+
 from CTHarmonizeGui import registry, scene
 from CTHarmonizeGui.folder import JobFolder
 from CTHarmonizeGui.job import BackgroundJob
 from CTHarmonizeGui.process import Clock, Process
 from CTHarmonizeLib.errors import CannotRunError, InputError
-from slicer.i18n import tr as _
 
 OUTPUTS = ("harmonized", "mean", "standardDeviation")
 """The volumes that come back, as the worker names them."""

@@ -7,10 +7,11 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from slicer.i18n import tr as _
+
 from CTHarmonizeGui.folder import JobFolder
 from CTHarmonizeGui.process import Clock, Process
 from CTHarmonizeLib.errors import CTHarmonizeError
-from slicer.i18n import tr as _
 
 GRACE_SECONDS = 3.0
 """What a process that was asked to end is given before it is killed."""

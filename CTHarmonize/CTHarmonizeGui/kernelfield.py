@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import qt
-from CTHarmonizeGui.choices import kernelTitle
 from slicer.i18n import tr as _
+
+from CTHarmonizeGui.choices import kernelTitle
 
 _OTHER = "f50"
 

@@ -57,6 +57,7 @@ def _aim(report: dict[str, Any]) -> str:
     target = (report.get("target") or {}).get("acquisition") or {}
     if not all(part.get(key) for part in (source, target) for key in ("f50", "noise")):
         return ""
-    return " " + _("From f50 {f50:.1f} lp/cm and noise {noise:.0f} HU towards {f50Now:.1f} lp/cm and {noiseNow:.0f} HU.").format(
-        f50=source["f50"], noise=source["noise"], f50Now=target["f50"], noiseNow=target["noise"]
+    sentence = _("From f50 {f50:.1f} lp/cm and noise {noise:.0f} HU towards {toF50:.1f} lp/cm and {toNoise:.0f} HU.")
+    return " " + sentence.format(
+        f50=source["f50"], noise=source["noise"], toF50=target["f50"], toNoise=target["noise"]
     )

@@ -7,14 +7,15 @@ from typing import Any
 
 import slicer
 import vtk
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
 from CTHarmonizeGui import choices, detection, registry, scene
 from CTHarmonizeGui.detector import Detector
 from CTHarmonizeGui.kernelfield import KernelField
 from CTHarmonizeGui.messages import Message, outcome, timeLeft
 from CTHarmonizeGui.process import Clock
 from CTHarmonizeLib.errors import CTHarmonizeError
-from slicer.i18n import tr as _
-from slicer.util import VTKObservationMixin
 
 _OUTPUT_SELECTORS = {
     "harmonizedVolume": "harmonizedSelector",
@@ -255,6 +256,7 @@ class Panel(VTKObservationMixin):
     def addModel(self, folder: str) -> None:
         """Check a model folder, offer it from now on, and choose it; the reason is shown where it is refused."""
         import qt
+
         from CTHarmonizeLib.models import load_model
 
         try:

@@ -1,4 +1,4 @@
-"""Pictures of the panel, ready, running, done and in trouble: ``python Testing/gui/take_screenshots.py FOLDER [VOLUME]``.
+"""Pictures of the panel, ready, running, done, in trouble: ``python Testing/gui/take_screenshots.py FOLDER [VOLUME]``.
 
 VOLUME is an NRRD file; without it a phantom is shown. Needs slicer-core and PySide6 (see SlicerHost).
 """
@@ -44,7 +44,8 @@ def main(folder: Path, path: Path | None, method: str | None = None) -> None:
         node = slicer.util.loadVolume(str(path))
     ui.inputSelector.setCurrentNode(node)
     if method:
-        ui.methodComboBox.setCurrentIndex([ui.methodComboBox.itemData(i) for i in range(ui.methodComboBox.count)].index(method))
+        names = [ui.methodComboBox.itemData(i) for i in range(ui.methodComboBox.count)]
+        ui.methodComboBox.setCurrentIndex(names.index(method))
     shoot("panel_measuring")
     host.process(300, until=lambda: not panel._detector.busy)
     shoot("panel_ready")

@@ -38,7 +38,8 @@ def test_cmake_lists_every_file(index, name):
 
 
 def test_nothing_third_party_is_imported_at_file_scope_where_slicer_starts():
-    for path in [MODULE / "CTHarmonize.py", *(MODULE / "CTHarmonizeGui").glob("*.py"), MODULE / "CTHarmonizeLib/errors.py"]:
+    early = [MODULE / "CTHarmonize.py", MODULE / "CTHarmonizeLib/__init__.py", MODULE / "CTHarmonizeLib/errors.py"]
+    for path in [*early, *(MODULE / "CTHarmonizeGui").glob("*.py")]:
         for node in ast.parse(path.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []

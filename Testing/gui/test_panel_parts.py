@@ -322,6 +322,7 @@ def test_detector_waits_measures_once_and_drops_what_is_not_wanted_any_more(host
 )
 def test_export_keeps_values_and_geometry(host, tmp_path, dtype, values, written):
     import SimpleITK as sitk
+
     from CTHarmonizeGui import phantom
 
     node = phantom.addPhantom(3, 16)
@@ -335,6 +336,35 @@ def test_export_keeps_values_and_geometry(host, tmp_path, dtype, values, written
     assert image.GetMetaData("ConvolutionKernel") == "B40f type: evil" and "Empty" not in image.GetMetaDataKeys()
     array, matrix = scene.readVolume(path)
     assert np.abs(matrix - phantom.ijkToRas(node)).max() < 1e-9 and array.shape == voxels.shape
+
+
+def test_tags_come_from_the_file_unless_the_voxels_were_changed(host, tmp_path):
+    from CTHarmonizeGui import detection, phantom
+
+    path = tmp_path / "scan.nrrd"
+    list(scene.exportVolume(phantom.addPhantom(2, 16), path, {"Manufacturer": "SIEMENS", "ConvolutionKernel": "B40f"}))
+    node = slicer.util.loadVolume(str(path))
+    assert detection.acquisitionTags(node)["ConvolutionKernel"] == "B40f"
+    assert detection.describeTags(detection.acquisitionTags(node), False) == "Siemens B40f (header)"
+    slicer.util.arrayFromVolumeModified(node)
+    assert "ConvolutionKernel" not in detection.acquisitionTags(node)
+
+
+def test_tags_come_from_the_dicom_database(host, monkeypatch):
+    from CTHarmonizeGui import detection, phantom
+
+    class Database:
+        def instanceValue(self, uid, tag):
+            values = {"0008,0070": "GE MEDICAL SYSTEMS", "0018,1210": "SOFT", "0018,0060": "140"}
+            return values.get(tag, "") if uid == "1.2.3" else "wrong"
+
+    monkeypatch.setattr(slicer, "dicomDatabase", Database(), raising=False)
+    node = phantom.addPhantom(2, 16)
+    node.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
+    tags = detection.acquisitionTags(node)
+    assert detection.describeTags(tags, detection.isFromDicom(node)) == "GE SOFT, 140 kV (DICOM)"
+    lines = detection.describeAcquisition({"acquisition": {"f50": 3.0}, "sources": {"f50": "header"}}, True)
+    assert lines == ["sharpness f50 3.0 lp/cm (DICOM)"]
 
 
 def test_deviation_is_shown_from_zero_to_a_round_number(host):

@@ -1,4 +1,4 @@
-"""Draws the icon: an axial chest, noisy on the left and harmonized on the right. Run by hand; needs numpy and Pillow."""
+"""Draws the icon: an axial chest, noisy on the left, harmonized on the right. Run by hand; needs numpy and Pillow."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def draw() -> Image.Image:
     chest[ellipse(x, y, (0, 0.03), (0.86, 0.70))] = 0.62
     for side in (-1, 1):
         chest[ellipse(x, y, (0.41 * side, -0.02), (0.29, 0.48))] = 0.14
-        for centre, radius in (((0.30, -0.12), 0.045), ((0.42, 0.10), 0.055), ((0.34, 0.24), 0.035), ((0.50, -0.2), 0.03)):
-            chest[ellipse(x, y, (centre[0] * side, centre[1]), (radius, radius))] = 0.6
+        for right, down, radius in ((0.30, -0.12, 0.045), (0.42, 0.10, 0.055), (0.34, 0.24, 0.035), (0.50, -0.2, 0.03)):
+            chest[ellipse(x, y, (right * side, down), (radius, radius))] = 0.6
     chest[ellipse(x, y, (0.02, -0.12), (0.16, 0.22))] = 0.72  # heart
     chest[ellipse(x, y, (0, 0.36), (0.115, 0.10))] = 0.98  # vertebra
     chest[ellipse(x, y, (0, 0.48), (0.05, 0.07))] = 0.9

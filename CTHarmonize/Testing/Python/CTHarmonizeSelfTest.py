@@ -3,8 +3,9 @@
 import unittest
 
 import slicer
-from CTHarmonize import CTHarmonizeLogic
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
+
+from CTHarmonize import CTHarmonizeLogic
 
 
 class CTHarmonizeSelfTest(ScriptedLoadableModuleTest):
