@@ -21,7 +21,6 @@ from CTHarmonizeTraining.evaluation.simulated import (
     KERNELS,
     Protocol,
     SimulatedScans,
-    TrueSlices,
     simulated_scans,
     slices_of_ct,
     slices_of_phantoms,
@@ -91,7 +90,9 @@ def evaluate(
     request = Request(method=method, model=model, samples=samples, temperature=temperature, seed=seed)
     candidates = Candidates(replace(request, device=device, precision=precision))
     protocol = Protocol(pixel_spacing, size, tuple(map(float, doses)), target_dose, views, photons, seed)
-    scans = simulated_scans(_true(ct, phantom, slices), protocol, cache or output / "simulated", _say)
+    cache = cache or output / "simulated"
+    true = slices_of_ct(ct, slices) if ct is not None else slices_of_phantoms(phantom, slices, cache, progress=_say)
+    scans = simulated_scans(true, protocol, cache, _say)
     regions = Regions.of(scans.clean["smooth"], pixel_spacing)
     if not regions.body.any():
         raise InputError("The slices show no body: choose others.")
@@ -108,10 +109,6 @@ def evaluate(
     table = tables.markdown(results)
     _write(output / "table.md", table)
     print(table)
-
-
-def _true(ct: Path | None, phantom: list[int] | None, slices: int | list[int]) -> TrueSlices:
-    return slices_of_ct(ct, slices) if ct is not None else slices_of_phantoms(phantom, slices)
 
 
 def _evaluated(

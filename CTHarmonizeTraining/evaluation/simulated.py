@@ -121,19 +121,39 @@ def slices_of_ct(path: Path, slices: int | Sequence[int]) -> TrueSlices:
     return TrueSlices(Path(path).name, hu, volume.pixel_spacing, float(volume.spacing[2]), indices, fine=False)
 
 
-def slices_of_phantoms(seeds: Sequence[int], slices: int | Sequence[int], thickness: float = 1.5) -> TrueSlices:
+def slices_of_phantoms(
+    seeds: Sequence[int],
+    slices: int | Sequence[int],
+    cache: Path,
+    thickness: float = 1.5,
+    progress: Callable[[str], None] = lambda text: None,
+) -> TrueSlices:
     """True slices of procedural chests: so many of each, evenly spread, or those at the given z in mm.
 
-    The index of a slice is 1000 times the seed plus z.
+    They take seconds to draw, so they are kept in ``cache``. The index of a slice is 1000 times the seed plus z.
     """
-    from CTHarmonizeTraining.simulation.phantom import HEIGHT, ChestPhantom
+    from CTHarmonizeTraining.simulation import phantom, trees
 
-    heights = _indices(slices, int(HEIGHT))
-    phantoms = [ChestPhantom(seed) for seed in seeds]
-    hu = np.stack([phantom.slice(float(z), thickness) for phantom in phantoms for z in heights])
+    heights = _indices(slices, int(phantom.HEIGHT))
+    code = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in (phantom, trees))).hexdigest()
+    drawn, chests = [], {}
+    for seed in seeds:
+        for z in heights:
+            facts = json.dumps({"phantom": seed, "z": z, "thickness": thickness, "code": code})
+            path = cache / f"true_{seed}-{z:04d}-{hashlib.sha256(facts.encode()).hexdigest()[:10]}.npz"
+            stored = _read(path, facts)
+            if stored is None:
+                progress(f"drawing phantom {seed} at {z} mm")
+                if seed not in chests:
+                    chests[seed] = phantom.ChestPhantom(seed)
+                chest = chests[seed]
+                stored = {"hu": chest.slice(float(z), thickness), "pixel": np.array(chest.pixel)}
+                _write(path, stored, facts)
+            drawn.append(stored)
     indices = tuple(1000 * seed + z for seed in seeds for z in heights)
     name = "phantom_" + "_".join(map(str, seeds))
-    return TrueSlices(name, hu, phantoms[0].pixel, thickness, indices, fine=True)
+    hu = np.stack([stored["hu"] for stored in drawn])
+    return TrueSlices(name, hu, float(drawn[0]["pixel"]), thickness, indices, fine=True)
 
 
 def _indices(slices: int | Sequence[int], count: int) -> tuple[int, ...]:

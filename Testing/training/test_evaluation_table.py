@@ -191,18 +191,23 @@ def test_wrong_use_is_one_sentence(ct, model, tmp_path):
         evaluate(tmp_path, ct=ct, model=str(model), **{**SMALL, "samples": 1})
 
 
-def test_phantoms_are_true_slices(monkeypatch):
+def test_phantoms_are_true_slices_and_drawn_once(monkeypatch, tmp_path):
     from CTHarmonizeTraining.simulation import phantom
+
+    drawn = []
 
     class Small(phantom.ChestPhantom):
         def __init__(self, seed: int) -> None:
             self.seed, self.pixel = seed, 1.0
 
         def slice(self, z: float, thickness: float) -> np.ndarray:
+            drawn.append((self.seed, z))
             return np.full((8, 8), self.seed + z / 1000.0, np.float32)
 
     monkeypatch.setattr(phantom, "ChestPhantom", Small)
-    true = simulated.slices_of_phantoms([4, 7], [20, 150])
+    simulated.slices_of_phantoms([4], [20], tmp_path)
+    true = simulated.slices_of_phantoms([4, 7], [20, 150], tmp_path)
+    assert drawn == [(4, 20), (4, 150), (7, 20), (7, 150)]
     assert true.indices == (4020, 4150, 7020, 7150) and true.fine and true.pixel == 1.0
     assert true.hu[:, 0, 0] == pytest.approx([4.02, 4.15, 7.02, 7.15])
 
