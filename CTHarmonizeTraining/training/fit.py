@@ -64,7 +64,7 @@ def _stage(entries: dict) -> StageConfig:
 
 
 def fit(
-    config: str,
+    configuration: str,
     stores: Path,
     output: Path,
     validation: Path | None = None,
@@ -77,7 +77,7 @@ def fit(
     """Train CTFlow's two stages; continues where an earlier run into the same folder stopped.
 
     Args:
-        config: name of a shipped configuration, or a YAML file.
+        configuration: name of a shipped configuration, or a YAML file.
         stores: scene store to train on, or a folder of them (*.zarr).
         output: folder for checkpoints, logs and network.safetensors, the trained network.
         validation: scene store or folder of them that is only measured on.
@@ -87,7 +87,7 @@ def fit(
         precision: auto, 32-true, bf16-mixed.
         progress: show a progress bar.
     """
-    settings = FitConfig.load(config)
+    settings = FitConfig.load(configuration)
     training_stores = found_stores(stores)
     held_out_stores = found_stores(validation) if validation else []
     L.seed_everything(seed, workers=True)
