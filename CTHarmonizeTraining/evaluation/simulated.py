@@ -132,10 +132,11 @@ def slices_of_phantoms(
 
     They take seconds to draw, so they are kept in ``cache``. The index of a slice is 1000 times the seed plus z.
     """
-    from CTHarmonizeTraining.simulation import phantom, trees
+    from CTHarmonizeTraining.simulation import nodules, phantom, shapes, trees
 
     heights = _indices(slices, int(phantom.HEIGHT))
-    code = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in (phantom, trees))).hexdigest()
+    drawing = (phantom, shapes, nodules, trees)
+    code = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in drawing)).hexdigest()
     drawn, chests = [], {}
     for seed in seeds:
         for z in heights:
