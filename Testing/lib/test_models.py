@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import sys
 
 import pytest
 from model_folder import CARD, make_model_folder
@@ -200,3 +201,8 @@ def test_model_for(folder, tmp_path, monkeypatch):
         model_for("other")
     monkeypatch.setenv("CTHARMONIZE_MODELS", str(folder))
     assert model_for("ctflow", "Test model").folder == folder
+
+
+def test_a_fresh_slicer_without_safetensors_can_list_its_models(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert load_model(folder).name

@@ -11,7 +11,7 @@ from CTHarmonizeLib.ct.edge import MtfMeasurement, measure_mtf
 
 __all__ = ["MtfMeasurement", "NoiseMeasurement", "measure_mtf", "measure_noise"]
 
-WATER_LIKE_HU = (0.0, 100.0)
+WATER_LIKE_HU = (-30.0, 100.0)
 """Mean HU of tissue that counts as water-like: muscle, blood, organs with little contrast agent."""
 
 _PATCH_MM = 11.0

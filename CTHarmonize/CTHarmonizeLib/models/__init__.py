@@ -154,7 +154,10 @@ def _check_sum(folder: Path, card: dict, digest: str) -> None:
 
 
 def _check_container(folder: Path) -> None:
-    from safetensors import SafetensorError, safe_open
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        return  # a fresh Slicer lists its models before it has the package; the checksum was right
 
     try:
         with safe_open(str(folder / WEIGHTS), framework="numpy") as file:
