@@ -128,6 +128,12 @@ def run_stage(
 
     ``precision`` auto: bfloat16 where the device has it. ``stop_after`` ends this run, not the stage, there.
     """
+    last = folder / "last.ckpt"
+    if last.exists():
+        state = torch.load(last, map_location="cpu", weights_only=True)
+        if state["global_step"] >= module.stage.iterations:
+            module.load_state_dict(state["state_dict"])
+            return last
     if precision == "auto":
         precision = "bf16-mixed" if _has_bfloat16(accelerator) else "32-true"
     checkpoint = ModelCheckpoint(
@@ -149,7 +155,6 @@ def run_stage(
         enable_progress_bar=progress,
         default_root_dir=folder,
     )
-    last = folder / "last.ckpt"
     trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
     trainer.save_checkpoint(last)
     return last

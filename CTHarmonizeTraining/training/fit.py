@@ -18,6 +18,7 @@ from CTHarmonizeTraining.training.base import Pairs, StageConfig, TrainingStage,
 from CTHarmonizeTraining.training.ctflow import EncoderStage, FlowStage
 
 NETWORK = "network.safetensors"
+STAGES = ("encoder", "flow", "joint")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class FitConfig:
     encoder: StageConfig
     flow: StageConfig
     encoder_truth: str = "clean"
-    freeze_encoder: bool = True
+    joint: StageConfig | None = None
+    estimate_weight: float = 10.0
     anchor_mm: float | None = None
 
     @classmethod
@@ -52,6 +54,7 @@ class FitConfig:
                     "network": CTFlowConfig.from_dict(entries["network"]),
                     "encoder": _stage(entries["encoder"]),
                     "flow": _stage(entries["flow"]),
+                    "joint": _stage(entries["joint"]) if "joint" in entries else None,
                 }
             )
         except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -74,7 +77,7 @@ def fit(
     precision: str = "auto",
     progress: bool = True,
 ) -> None:
-    """Train CTFlow's two stages; continues where an earlier run into the same folder stopped.
+    """Train CTFlow stage by stage; continues where an earlier run into the same folder stopped.
 
     Args:
         configuration: name of a shipped configuration, or a YAML file.
@@ -105,7 +108,9 @@ def fit(
 
     window = settings.intensity_window
     stage("encoder", EncoderStage(network, settings.encoder, window, settings.encoder_truth))
-    stage("flow", FlowStage(network, settings.flow, window, settings.freeze_encoder))
+    stage("flow", FlowStage(network, settings.flow, window))
+    if settings.joint:
+        stage("joint", FlowStage(network, settings.joint, window, False, settings.estimate_weight))
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, output / NETWORK)
 
 
@@ -118,4 +123,4 @@ def found_stores(path: Path) -> list[Path]:
 
 
 def _seed_of(seed: int, stage: str) -> int:
-    return 2 * seed + (stage == "flow")
+    return len(STAGES) * seed + STAGES.index(stage)
