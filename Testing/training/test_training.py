@@ -150,6 +150,22 @@ def test_the_flow_learns_the_noise_and_leaves_a_frozen_encoder_alone(store: Path
     assert all(torch.equal(value, before[name]) for name, value in network.encoder.state_dict().items())
 
 
+def test_the_joint_stage_trains_the_encoder_too(store: Path) -> None:
+    torch.manual_seed(0)
+    network = CTFlow(TINY).train()
+    FlowStage(network, stage_config(1), WINDOW)  # freezes the encoder
+    module = FlowStage(network, stage_config(1), WINDOW, freeze_encoder=False, estimate_weight=10.0)
+    pairs = PairDataset([store], 64, 32, seed=2)
+    values = module.loss(torch.utils.data.default_collate([pairs[i] for i in range(4)]))
+    values["loss"].backward()
+    gradients = [parameter.grad for parameter in network.encoder.last.parameters()]
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+    expected = values["likelihood_loss"] + 10.0 * EncoderStage(network, stage_config(1), WINDOW).loss(
+        torch.utils.data.default_collate([pairs[i] for i in range(4)])
+    )["loss"]
+    assert float(values["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
 def test_export_makes_a_model_folder_that_runs_the_same_network(store: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = CTFlow(TINY)
