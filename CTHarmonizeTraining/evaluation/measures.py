@@ -24,6 +24,7 @@ TISSUES = {
 }
 """HU of the tissues in which bias is judged; ``air`` lies outside the body."""
 
+_REGION_MM = 2.0  # sigma of the average that says which tissue it is
 _EDGE_MM = 1.5  # tissue masks end this far from other tissue
 _AIR_MM = 5.0  # air begins this far from the body
 _BONE_HU = 200.0
@@ -136,7 +137,7 @@ def coverage(mean: np.ndarray, deviation: np.ndarray, target: np.ndarray, mask: 
 class Regions:
     """Masks (slices, rows, columns) of one scan, from its noise-free image with the smooth kernel.
 
-    ``body``; ``tissues`` by name, away from edges, with ``air``; ``bone_edges``: bone and what lies around it.
+    ``body``; ``tissues`` by name, chosen by local averages, away from edges, with ``air``; ``bone_edges``: bone and what lies around it.
     """
 
     body: np.ndarray
@@ -147,9 +148,12 @@ class Regions:
     def of(cls, clean: np.ndarray, spacing: float) -> Regions:
         """Regions of a noise-free image with pixels of ``spacing`` mm."""
         body = np.stack([body_mask(plane, spacing) for plane in clean])
+        # Chosen by the truth's own voxels, a region would be one where its noise and finest detail happen to lie
+        # within the limits, and every image that cannot know them would look biased (regression to the mean).
+        average = np.stack([ndimage.gaussian_filter(plane, _REGION_MM / spacing) for plane in clean])
         tissues = {"air": _each(_eroded, (clean < -950.0) & ~_each(_dilated, body, _AIR_MM / spacing), 2.0)}
         for name, (low, high) in TISSUES.items():
-            tissues[name] = _each(_eroded, (clean > low) & (clean < high) & body, _EDGE_MM / spacing)
+            tissues[name] = _each(_eroded, (average > low) & (average < high) & body, _EDGE_MM / spacing)
         bone = _each(ndimage.binary_opening, (clean > _BONE_HU) & body)
         return cls(body, tissues, _each(_dilated, bone, 2.0 / spacing) & body)
 
