@@ -25,11 +25,19 @@ if not MISSING:
         monkeypatch.delenv("PYTHONPATH", raising=False)
         _host.clear()
         _host.takeErrors()
+        before = _ownModules()
         yield _host
         left = _host.takeErrors()
         _host.clear()
         left += _host.takeErrors()
+        for name in _ownModules():  # a developers' reload makes classes that later tests' imports do not know
+            del sys.modules[name]
+        sys.modules.update(before)
         assert not left, "in the console:\n" + "\n".join(left)
+
+    def _ownModules() -> dict:
+        ours = ("CTHarmonizeGui", "CTHarmonizeLib")
+        return {name: module for name, module in sys.modules.items() if name.split(".")[0] in ours}
 
     def pytest_unconfigure(config):
         _host.close()
