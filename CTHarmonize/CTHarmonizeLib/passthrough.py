@@ -19,6 +19,7 @@ AIR_WINDOW = -1100.0
 """The window reaches at least this far down: air noise must not be cut on one side, which would shift air."""
 
 _RAMP = 50.0  # HU over which the weight goes from 0 to 1
+_LEAST_SHARE = 0.05  # of a neighbourhood inside the window, below which the local mean is no longer restored in full
 _SMOOTHING = 2.0  # pixels; white noise of the source falls to a seventh
 
 
@@ -120,9 +121,14 @@ class SourceSlab:
 
     def finish(self, output: Tensor, anchor: float | None) -> Tensor:
         """An output (b, rows, columns) of a method, with its low-pass of ``anchor`` pixels (sigma) set to the
-        source's, and the source where it passes through."""
+        source's, and the source where it passes through.
+
+        Voxels that pass through take no part in the low-pass: the network has not seen metal as bright as it is, and
+        the difference would be spread over the tissue around it.
+        """
         if anchor is not None:
-            output = output + low_pass(self.clean - output, anchor)
+            counted = low_pass(self.weight, anchor).clamp_min(_LEAST_SHARE)
+            output = output + low_pass(self.weight * (self.clean - output), anchor) / counted
         return self.raw + self.weight * (output - self.raw)
 
 

@@ -347,3 +347,20 @@ def test_plan_keeps_to_the_free_memory(monkeypatch):
     monkeypatch.setattr("CTHarmonizeLib.device.free_memory", lambda device: 1 << 16)
     with pytest.raises(CannotRunError, match="GiB"):
         run(method=method)
+
+
+def test_metal_does_not_shift_the_tissue_around_it():
+    """The network is shown metal clipped; what is missing there must not be made up beside it."""
+
+    class Clipping(NoisyConvolution):
+        def encode(self, planes, source, target):
+            return planes[:, 0].clamp(max=3488.0)
+
+    volume = chest(1, 96, 96)
+    hu = np.full((1, 96, 96), 40, np.int16)
+    hu[:, 44:52, 44:52] = 12000
+    result = run(volume.with_hu(hu), Clipping(0.0, anchor_mm=4.0), samples=2)
+    assert (result.mean[0, 46:50, 46:50] == 12000).all()
+    rows, columns = np.mgrid[:96, :96]
+    away = np.hypot(rows - 47.5, columns - 47.5) > 14  # beyond the blend at the metal's border
+    assert np.abs(result.mean[0][away] - 40).max() <= 1

@@ -85,7 +85,7 @@ REFERENCE_NOISE = NoiseTable(
     pixel_spacing=0.5,
     slice_thickness=2.0,
     f50=(2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0),
-    sigma=(6.2, 8.1, 10.2, 12.5, 18.4, 24.9, 31.7, 39.0),
+    sigma=(7.2, 9.5, 12.0, 14.7, 21.7, 29.3, 37.2, 45.9),
 )
 """Noise at 100 % dose where no model card says otherwise: the median over the phantoms, measured."""
 

@@ -94,7 +94,8 @@ class InvertibleConvolution(nn.Module):
     def condition(self) -> Tensor:
         """The inverse matrix, computed in float64."""
         weight, _ = self.matrix()
-        return torch.linalg.inv(weight.double()).to(weight.dtype)
+        # On the processor: tiny, and not every GPU computes in float64.
+        return torch.linalg.inv(weight.detach().cpu().double()).to(weight)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
