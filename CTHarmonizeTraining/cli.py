@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 
-from CTHarmonizeLib.errors import CTHarmonizeError
+from CTHarmonizeLib.cli import sentence
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,12 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
             args=[argument for argument in arguments if argument != "--debug"],
             prog="ctharmonize-train",
         )
-    except CTHarmonizeError as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(f"ctharmonize-train: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("ctharmonize-train: Cancelled.", file=sys.stderr)
-        return 130
+        words, status = sentence(error)
+        print(f"ctharmonize-train: {words}", file=sys.stderr)
+        return status
     return 0

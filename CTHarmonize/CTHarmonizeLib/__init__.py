@@ -57,10 +57,11 @@ def describe(
     """Acquisition of a CT volume or file: each value, and whether it was read, measured or given."""
     from CTHarmonizeLib.ct.describe import describe as run
     from CTHarmonizeLib.ct.io import read_volume
-    from CTHarmonizeLib.ct.volume import Volume
+    from CTHarmonizeLib.ct.volume import Volume, check_ct
 
     if not isinstance(volume, Volume):
         volume = read_volume(volume)
+    check_ct(volume)
     return run(volume, source_kernel=source_kernel, source_dose=source_dose)
 
 

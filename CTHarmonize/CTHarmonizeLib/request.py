@@ -151,6 +151,11 @@ def _check_target_fields(request: Request, method: type[Method]) -> None:
     asked = {"kernel": request.kernel, "dose": request.dose, "thickness": request.thickness}
     if all(value is None for value in asked.values()):
         raise InputError("Nothing to do: give a target kernel or a target dose.")
+    if isinstance(request.kernel, str) and request.kernel.strip().lower() == "truth":
+        raise InputError(
+            f"The method {method.name} cannot reach the noise-free truth (kernel 'truth'): give smooth, medium, sharp "
+            "or an f50 in lp/cm."
+        )
     for name, value in asked.items():
         if value is not None and name not in method.target_fields:
             can = " and ".join(_FIELD_WORDS[known] for known in sorted(method.target_fields, reverse=True))

@@ -137,7 +137,8 @@ def coverage(mean: np.ndarray, deviation: np.ndarray, target: np.ndarray, mask: 
 class Regions:
     """Masks (slices, rows, columns) of one scan, from its noise-free image with the smooth kernel.
 
-    ``body``; ``tissues`` by name, chosen by local averages, away from edges, with ``air``; ``bone_edges``: bone and what lies around it.
+    ``body``; ``tissues`` by name, chosen by local averages, away from edges, with ``air``; ``bone_edges``: bone and
+    what lies around it.
     """
 
     body: np.ndarray

@@ -119,7 +119,7 @@ WRONG = [
     (["--method", "mtf-filter", "--dose", "100"], 2, "cannot set the dose"),
     ([*BASE, "--dose", "50"], 2, "cannot set the dose"),
     ([*BASE, "--thickness", "1"], 2, "cannot set the slice thickness"),
-    (["--kernel", "truth", "--method", "mtf-filter"], 2, "truth"),
+    (["--kernel", "truth", "--method", "mtf-filter"], 2, "cannot reach the noise-free truth"),
     (["--kernel", "40", "--method", "mtf-filter"], 2, "lp/cm"),
     (["--kernel", "smooth", "--method", "magic"], 2, "no method 'magic'"),
     ([*BASE, "--model", "nowhere"], 2, "needs no model"),
@@ -173,6 +173,12 @@ def test_bad_inputs(tmp_path, capsys):
         check_refused(["harmonize", str(tmp_path / name), "-o", str(tmp_path / "out"), *BASE], 2, "", tmp_path, capsys)
         check_refused(["describe", str(tmp_path / name)], 2, "", tmp_path, capsys)
     check_refused(["describe", str(tmp_path / "nothing")], 2, "nothing", tmp_path, capsys)
+
+
+def test_what_is_no_ct_is_not_described(scan, tmp_path, capsys):
+    volume = read_volume(scan)
+    write_nrrd(volume.with_hu((volume.hu - volume.hu.min()) / 4000.0), tmp_path / "unit.nrrd", "float32")
+    check_refused(["describe", str(tmp_path / "unit.nrrd")], 2, "HU", tmp_path, capsys)
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()")

@@ -95,3 +95,9 @@ def test_table_holds_possible_mtfs():
             assert mtf.f50 == f50 and mtf.f10 == pytest.approx(f10, rel=0.02), (vendor, name)
             assert mtf.peak == pytest.approx(peak, abs=0.01), (vendor, name)
             assert mtf.limited_to(0.9).f50 <= 0.8 * nyquist(0.9)
+
+
+def test_scanner_suffixes_and_single_letters():
+    assert lookup_kernel("Canon Medical Systems", "FC08-H").mtf == lookup_kernel("TOSHIBA", "FC08").mtf
+    assert lookup_kernel("Philips", "B") is not None
+    assert lookup_kernel("", "B") is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ct_images import body, noise
 
-from CTHarmonizeLib.ct.measure import measure_mtf, measure_noise
+from CTHarmonizeLib.ct.measure import MtfMeasurement, measure_mtf, measure_noise
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
 
 SMOOTH, MEDIUM, SHARP = NAMED_KERNELS.values()
@@ -102,3 +102,13 @@ def test_no_edge():
 
 def test_one_slice_is_enough():
     assert measure_mtf(image(MEDIUM, 0.7, 20.0, slices=1)[0], 0.7).f50 == pytest.approx(4.0, rel=0.05)
+
+
+def test_images_smaller_than_a_patch_are_not_measured():
+    hu = np.random.default_rng(0).normal(40, 10, (3, 16, 16)).astype(np.float32)
+    assert measure_noise(hu, 0.3) is None
+
+
+def test_a_measured_overshoot_beyond_the_family_is_held_at_its_limit():
+    measured = MtfMeasurement(f50=5.0, f10=7.5, peak=2.3, edges=100, slices=1, residual=1.0)
+    assert measured.mtf().peak == pytest.approx(2.0, abs=0.01)

@@ -15,7 +15,7 @@ from scipy import ndimage, sparse
 from scipy.optimize import least_squares
 from scipy.spatial import cKDTree
 
-from CTHarmonizeLib.ct.mtf import Mtf, nyquist
+from CTHarmonizeLib.ct.mtf import HIGHEST_PEAK, Mtf, nyquist
 
 _BOUNDARY_HU = -480.0
 _SMOOTHING_MM = 1.2
@@ -44,7 +44,7 @@ class MtfMeasurement:
 
     def mtf(self) -> Mtf:
         """The measured MTF."""
-        return Mtf.from_points(self.f50, self.f10, self.peak)
+        return Mtf.from_points(self.f50, self.f10, min(self.peak, HIGHEST_PEAK))
 
 
 @dataclass(frozen=True)

@@ -176,13 +176,11 @@ _VENDORS = {
 def lookup_kernel(manufacturer: str, name: str, iterative_strength: str = "") -> KernelEntry | None:
     """Entry of the kernel ``name`` as DICOM gives it (several values joined by a backslash), None where unknown.
 
-    Without a manufacturer a name that only one vendor uses is found too.
+    Without a manufacturer a name that only one vendor uses is found too, but no single letter.
     """
     name = name.strip()
-    if not name:
-        return None
     vendor = vendor_of(manufacturer)
-    if manufacturer.strip() and vendor is None:
+    if not name or (vendor is None and (manufacturer.strip() or len(name) == 1)):
         return None
     vendors = [vendor] if vendor else list(_VENDORS)
     found = [entry for entry in (_in_vendor(known, name, iterative_strength) for known in vendors) if entry]
@@ -203,6 +201,8 @@ def _in_vendor(vendor: str, name: str, iterative_strength: str) -> KernelEntry |
         return _siemens(name)
     first = name.split("\\")[0].strip()
     key = first.upper().replace(" ", "").replace("_", "")
+    if vendor == "Canon":
+        key = key.partition("-")[0]  # FC08-H: the suffix is the scanner's own
     point = _NAMED[vendor].get(key)
     if point is None:
         return None

@@ -66,6 +66,8 @@ def _uniform_patches(image: np.ndarray, pixel_spacing: float, side: int) -> tupl
     low_pass = ndimage.gaussian_filter(image, _SMOOTHING_MM / pixel_spacing)
     water_like = (low_pass > WATER_LIKE_HU[0]) & (low_pass < WATER_LIKE_HU[1])
     pixels = int(np.count_nonzero(water_like))
+    if min(image.shape) < side:
+        return np.empty((0, side, side)), pixels
     step = max(1, side // 2)
     windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))[::step, ::step]
     inside = np.lib.stride_tricks.sliding_window_view(water_like, (side, side))[::step, ::step].all((2, 3))

@@ -23,6 +23,9 @@ from CTHarmonizeLib.errors import InputError
 NYQUIST_SHARE = 0.8
 """Largest f50, as a share of the pixel grid's Nyquist frequency, that an image on that grid can show."""
 
+HIGHEST_PEAK = 2.0
+"""Highest modulation that the family is used for."""
+
 _ORDER_RANGE = (1.1, 12.0)
 
 
@@ -57,8 +60,8 @@ class Mtf:
             f10 = f50 * default_f10_ratio(peak)
         if not f10 > f50:
             raise InputError(f"The MTF's f10 ({f10:.2f} lp/cm) must lie above its f50 ({f50:.2f} lp/cm).")
-        if not 1.0 <= peak <= 2.0:
-            raise InputError(f"The MTF's peak must lie between 1 and 2, not {peak}.")
+        if not 1.0 <= peak <= HIGHEST_PEAK:
+            raise InputError(f"The MTF's peak must lie between 1 and {HIGHEST_PEAK:g}, not {peak}.")
         order, overshoot = _shape(round(float(f10 / f50), 4), round(peak, 4))
         return cls(float(f50), order, overshoot)
 

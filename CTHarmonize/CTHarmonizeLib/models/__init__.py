@@ -125,7 +125,7 @@ def model_for(method: str, folder: str | os.PathLike | None = None) -> Model:
         return usable[0]
     broken = [model for model in models if isinstance(model, BrokenModel)]
     hint = f" ({broken[0].reason})" if broken else ""
-    raise InputError(f"No model for the method {method} is installed: give its folder with --model.{hint}")
+    raise InputError(f"No model for the method {method} is installed: give the folder of one.{hint}")
 
 
 def _candidates(parent: Path) -> list[Path]:
