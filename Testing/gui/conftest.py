@@ -30,14 +30,20 @@ if not MISSING:
         left = _host.takeErrors()
         _host.clear()
         left += _host.takeErrors()
-        for name in _ownModules():  # a developers' reload makes classes that later tests' imports do not know
-            del sys.modules[name]
-        sys.modules.update(before)
+        _undoReload(before)
         assert not left, "in the console:\n" + "\n".join(left)
 
     def _ownModules() -> dict:
-        ours = ("CTHarmonizeGui", "CTHarmonizeLib")
-        return {name: module for name, module in sys.modules.items() if name.split(".")[0] in ours}
+        ours, kept = ("CTHarmonizeGui", "CTHarmonizeLib"), "CTHarmonizeGui.registry"  # which a reload keeps
+        return {name: module for name, module in sys.modules.items() if name.split(".")[0] in ours and name != kept}
+
+    def _undoReload(before: dict) -> None:
+        """A developers' reload makes classes anew, which later tests' imports do not know."""
+        now = _ownModules()
+        if any(now.get(name) is not module for name, module in before.items()):
+            for name in now:
+                del sys.modules[name]
+            sys.modules.update(before)
 
     def pytest_unconfigure(config):
         _host.close()
