@@ -267,7 +267,7 @@ def test_interrupt_leaves_nothing(shared, scan, tmp_path):
         assert process.stdout.readline() == "running\n"
         time.sleep(0.3)
         process.send_signal(number)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=120)
         assert (process.returncode, errors, output) == (130, "Cancelled.\n", "")
         assert not (tmp_path / f"out{number}").exists()
 
