@@ -111,7 +111,7 @@ def _harmonize(options: argparse.Namespace) -> None:
     )
     check_output_folder(options.output)
     if hasattr(signal, "SIGTERM"):  # end as with Ctrl-C: nothing half-written stays
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     line = _ProgressLine()
     try:
         result = harmonize(options.input, request, line)
