@@ -18,8 +18,6 @@ _PATCH_MM = 11.0
 _SMOOTHING_MM = 2.5
 _MINIMUM_PATCHES = 20
 _MAXIMUM_SLICES = 24
-_LOWEST_SPREAD = 1.6
-"""Patches that are called the lowest reach to this multiple of the 10th percentile of all deviations."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,7 @@ def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | No
     """Noise of ``hu`` ((slices, rows, columns) or one slice, HU) with square pixels of ``pixel_spacing`` mm.
 
     In small patches whose low-passed values all are water-like, a plane is subtracted and the deviation taken.
-    Anatomy can only raise a patch's deviation, so the most frequent value (half-sample mode) of the lowest ones
-    counts, not the mean.
+    Anatomy can only raise a patch's deviation, so the most frequent value (half-sample mode) counts, not the mean.
     The patches near it give the radially averaged noise power spectrum and its mean, sum f NPS(f) / sum NPS(f)
     (ICRU 87). Returns None where there is too little such tissue.
     """
@@ -54,11 +51,8 @@ def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | No
         return None
     stack, used_degrees = _detrended(stack)
     deviation = np.sqrt((stack**2).sum((1, 2)) / (side * side - used_degrees))
-    logarithm = np.log(np.maximum(deviation, 1e-3))
-    # where there is little noise, patches of alike anatomy may be the most frequent: only the lowest are looked at
-    lowest = logarithm[logarithm <= np.percentile(logarithm, 10) + np.log(_LOWEST_SPREAD)]
-    sigma = float(np.exp(_half_sample_mode(lowest)))
-    near = np.abs(logarithm - np.log(sigma)) < 0.25
+    sigma = float(np.exp(_half_sample_mode(np.log(np.maximum(deviation, 1e-3)))))
+    near = np.abs(np.log(np.maximum(deviation, 1e-3) / sigma)) < 0.25
     # chi-distributed deviations of few effective degrees of freedom have their mode below the root mean square:
     # the root mean square of the patches around the mode takes most of that back
     if near.any():
