@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import sys
@@ -10,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-_PREFIX = "ctharmonize-"
+# the temporary folder may be shared by several hosts, whose process ids say nothing here
+_PREFIX = f"ctharmonize-{re.sub(r'[^A-Za-z0-9-]', '_', platform.node())}-"
 _STALE_SECONDS = 7 * 24 * 3600
 
 
@@ -32,9 +34,9 @@ class JobFolder:
 
 
 def sweep(parent: Path) -> None:
-    """Remove the folders that a Slicer which crashed left in ``parent``."""
+    """Remove the folders that a Slicer which crashed on this host left in ``parent``."""
     for folder in parent.glob(f"{_PREFIX}*-*"):
-        owner = re.fullmatch(rf"{_PREFIX}(\d+)-\w+", folder.name)
+        owner = re.fullmatch(rf"{re.escape(_PREFIX)}(\d+)-\w+", folder.name)
         if owner and folder.is_dir() and not _inUse(folder, int(owner.group(1))):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -72,15 +72,18 @@ def exportVolume(node, path: Path, header: Mapping[str, str]) -> Iterator[None]:
     """Write ``node`` as uncompressed NRRD, slab by slab; ``header`` becomes its key-value pairs.
 
     Done here rather than by a storage node, which would touch the volume's own file name and block the window.
+    Raises CannotRunError where the voxels change between two slabs.
     """
     import numpy as np
 
+    began = _voxelsTime(node)
     array = slicer.util.arrayFromVolume(node)
     kind = array.dtype
     if kind.kind == "b" or (kind.kind in "iu" and kind.itemsize < 2):
         dtype = np.dtype("<i2")
     elif kind.kind in "iu":
         yield
+        _checkUnchanged(node, began)
         fits = kind == np.int16 or (array.min() >= -32768 and array.max() <= 32767)
         dtype = np.dtype("<i2") if fits else np.dtype("<f4")
     else:
@@ -104,6 +107,18 @@ def exportVolume(node, path: Path, header: Mapping[str, str]) -> Iterator[None]:
         for start in range(0, array.shape[0], rows):
             file.write(np.ascontiguousarray(array[start : start + rows], dtype=dtype).tobytes())
             yield
+            _checkUnchanged(node, began)
+
+
+def _voxelsTime(node) -> int:
+    """When the voxels were last changed or exchanged; 0 where there are none."""
+    image = node.GetImageData()
+    return image.GetMTime() if image is not None else 0
+
+
+def _checkUnchanged(node, began: int) -> None:
+    if _voxelsTime(node) != began:
+        raise CannotRunError(_("The volume changed while it was being read: press Apply again."))
 
 
 def readVolume(path: Path) -> tuple[Any, Any]:

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(job: dict, events: Events, guard: Guard) -> None:
+    _import_libraries()
+    guard.watch_input()
     from CTHarmonizeLib.harmonization import check_output_folder, harmonize
     from CTHarmonizeLib.request import Request
 
@@ -94,6 +97,21 @@ def _run(job: dict, events: Events, guard: Guard) -> None:
             path.unlink(missing_ok=True)
         raise Cancelled
     events.send("result", files={key: str(path) for key, path in files.items()}, report=result.report)
+
+
+def _import_libraries() -> None:
+    """All compiled code that a job needs, before a thread reads standard input.
+
+    On Windows a pending read of a pipe holds up whoever asks for that pipe's type, as C runtimes do when their
+    library is loaded: `import numpy` would wait for ever.
+    """
+    import SimpleITK  # noqa: F401
+
+    import CTHarmonizeLib.engine
+    import CTHarmonizeLib.harmonization  # noqa: F401
+
+    with suppress(ImportError):  # methods without a model do without it
+        import safetensors.torch  # noqa: F401
 
 
 def _read_job(path: Path) -> dict:
@@ -167,17 +185,20 @@ class Guard:
         self.folder: Path | None = None
 
     def start(self) -> None:
-        """Watch for signals, for the end of standard input, and for the parent's end."""
+        """Watch for signals and for the parent's end."""
         self._watch_signals()
+        if hasattr(os, "getppid") and os.name == "posix":
+            self._in_background(self._wait_for_parent)
+        self._in_background(self._enforce)
+
+    def watch_input(self) -> None:
+        """Watch for the end of standard input too: it may have come already, so nothing is missed by being late."""
         try:
             piped = stat.S_ISFIFO(os.fstat(0).st_mode) or stat.S_ISSOCK(os.fstat(0).st_mode)
         except OSError:
             piped = False
         if piped:
             self._in_background(self._wait_for_end_of_input)
-        if hasattr(os, "getppid") and os.name == "posix":
-            self._in_background(self._wait_for_parent)
-        self._in_background(self._enforce)
 
     def _in_background(self, target) -> None:
         threading.Thread(target=target, daemon=True).start()

@@ -126,6 +126,14 @@ def test_detects_from_tags_at_once_and_measures_in_the_background(host, widget):
     assert "f50 4.0 lp/cm" in widget.ui.expectedLabel.text
 
 
+def test_what_is_no_ct_gets_the_engines_sentence(host, widget, volume):
+    voxels = np.array(slicer.util.arrayFromVolume(volume), np.float32)
+    slicer.util.updateVolumeFromArray(volume, (voxels - voxels.min()) / np.ptp(voxels))
+    widget.panel.refresh()
+    assert host.process(TIMEOUT, until=lambda: "look rescaled" in widget.ui.detectedLabel.text)
+    assert "Traceback" not in widget.ui.detectedLabel.text
+
+
 def test_apply_gives_three_volumes_in_their_place(host, widget, volume):
     from CTHarmonizeGui import phantom
 

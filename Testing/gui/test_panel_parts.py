@@ -185,12 +185,14 @@ def test_cancel_while_the_input_is_written(tmp_path):
 def test_folder_is_private_and_a_crashed_slicers_is_swept(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    stale, foreign = tmp_path / f"ctharmonize-{ended.pid}-abc", tmp_path / "ctharmonize-notes"
-    ours = tmp_path / f"ctharmonize-{os.getpid()}-abc"
-    for folder in (stale, foreign, ours):
+    own = JobFolder(tmp_path).path.name.rpartition("-")[0].removesuffix(str(os.getpid()))
+    stale, ours = tmp_path / f"{own}{ended.pid}-abc", tmp_path / f"{own}{os.getpid()}-abc"
+    foreign = tmp_path / "ctharmonize-notes"
+    elsewhere = tmp_path / f"ctharmonize-another-host-{ended.pid}-abc"
+    for folder in (stale, ours, foreign, elsewhere):
         folder.mkdir()
     sweep(tmp_path)
-    assert not stale.exists() and foreign.exists() and ours.exists()
+    assert not stale.exists() and ours.exists() and foreign.exists() and elsewhere.exists()
     folder = JobFolder(tmp_path / "Größe 测试")
     assert folder.path.stat().st_mode & 0o777 == 0o700
     folder.remove()
@@ -336,6 +338,20 @@ def test_export_keeps_values_and_geometry(host, tmp_path, dtype, values, written
     assert image.GetMetaData("ConvolutionKernel") == "B40f type: evil" and "Empty" not in image.GetMetaDataKeys()
     array, matrix = scene.readVolume(path)
     assert np.abs(matrix - phantom.ijkToRas(node)).max() < 1e-9 and array.shape == voxels.shape
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32"])
+def test_a_volume_that_changes_while_it_is_exported_is_refused(host, tmp_path, dtype):
+    from CTHarmonizeGui import phantom
+
+    node = phantom.addPhantom(3, 16)
+    slicer.util.updateVolumeFromArray(node, slicer.util.arrayFromVolume(node).astype(dtype))
+    steps = scene.exportVolume(node, tmp_path / "input.nrrd", {})
+    next(steps)
+    slicer.util.arrayFromVolume(node)[0] = 0
+    slicer.util.arrayFromVolumeModified(node)
+    with pytest.raises(CannotRunError, match="changed while it was being read: press Apply again"):
+        next(steps)
 
 
 def test_tags_come_from_the_file_unless_the_voxels_were_changed(host, tmp_path):

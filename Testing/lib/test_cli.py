@@ -175,10 +175,20 @@ def test_bad_inputs(tmp_path, capsys):
     check_refused(["describe", str(tmp_path / "nothing")], 2, "nothing", tmp_path, capsys)
 
 
-def test_what_is_no_ct_is_not_described(scan, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda hu: (hu - hu.min()) / np.ptp(hu),
+        lambda hu: (hu - hu.min()) / np.ptp(hu) * 255,
+        lambda hu: np.where(hu == hu.max(), np.nan, hu),
+    ],
+    ids=["0 to 1", "8-bit", "NaN"],
+)
+def test_what_is_no_ct_is_not_described_either(scan, tmp_path, capsys, wrong):
     volume = read_volume(scan)
-    write_nrrd(volume.with_hu((volume.hu - volume.hu.min()) / 4000.0), tmp_path / "unit.nrrd", "float32")
-    check_refused(["describe", str(tmp_path / "unit.nrrd")], 2, "HU", tmp_path, capsys)
+    path = str(write_nrrd(volume.with_hu(wrong(volume.hu.astype(np.float32))), tmp_path / "wrong.nrrd", "float32"))
+    assert cli.main(["harmonize", path, "-o", str(tmp_path / "out"), *BASE]) == 2
+    check_refused(["describe", path], 2, capsys.readouterr().err, tmp_path, capsys)
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()")
@@ -260,6 +270,8 @@ def test_interrupt_leaves_nothing(shared, scan, tmp_path):
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # A shell lets its background jobs, and so their children, ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         for number in numbers
     ]
@@ -267,7 +279,7 @@ def test_interrupt_leaves_nothing(shared, scan, tmp_path):
         assert process.stdout.readline() == "running\n"
         time.sleep(0.3)
         process.send_signal(number)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=30)
         assert (process.returncode, errors, output) == (130, "Cancelled.\n", "")
         assert not (tmp_path / f"out{number}").exists()
 

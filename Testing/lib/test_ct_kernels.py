@@ -100,4 +100,5 @@ def test_table_holds_possible_mtfs():
 def test_scanner_suffixes_and_single_letters():
     assert lookup_kernel("Canon Medical Systems", "FC08-H").mtf == lookup_kernel("TOSHIBA", "FC08").mtf
     assert lookup_kernel("Philips", "B") is not None
-    assert lookup_kernel("", "B") is None
+    assert lookup_kernel("", "B") is None and lookup_kernel("", "D\\3") is None
+    assert lookup_kernel("", "FC18-H").mtf == lookup_kernel("TOSHIBA", "FC18").mtf

@@ -59,6 +59,11 @@ def changed(function, dtype=np.float32) -> np.ndarray:
     return function(chest().hu.astype(np.float32)).astype(dtype)
 
 
+def counts(hu: np.ndarray) -> np.ndarray:
+    """What a file without its rescale intercept holds, with a little noise."""
+    return hu + 1024 + np.random.default_rng(0).normal(0, 15, hu.shape)
+
+
 @pytest.mark.parametrize(
     ("hu", "words"),
     [
@@ -68,6 +73,8 @@ def changed(function, dtype=np.float32) -> np.ndarray:
         (changed(lambda hu: (hu + 1000) / 1040), "rescaled"),
         (changed(lambda hu: (hu + 1000) / 1040 * 255, np.uint8), "8-bit"),
         (changed(lambda hu: hu + 4000, np.int16), "rescale intercept"),
+        (changed(counts), "1024 too high"),
+        (np.where(np.arange(40) < 3, -2000, changed(counts, np.int16)), "1024 too high"),
         (changed(lambda hu: hu + 30000), "not CT numbers"),
         (np.tile(chest().hu, (1, 1, 1))[:, :15, :], "at least 16"),
         (chest().hu[0], "3D"),
@@ -86,6 +93,14 @@ def test_ct_is_taken():
     check_ct(Volume(padded, (0.7, 0.7, 2.0)))
     soft_tissue_only = np.random.default_rng(0).normal(40, 12, (1, 64, 64)).astype(np.float32)
     check_ct(Volume(soft_tissue_only, (0.5, 0.5, 5.0)))
+
+
+def test_bone_without_air_is_no_raw_count():
+    """Inside a skull, nothing is below -100 HU, most is near 0, and bone reaches 900 to 1200 as well."""
+    random = np.random.default_rng(0)
+    inside = random.normal(35, 5, (2, 64, 64))
+    inside[:, :20] = random.uniform(100, 1700, (2, 20, 64))
+    check_ct(Volume(inside.astype(np.int16), (0.5, 0.5, 5.0)))
 
 
 def test_values_keep_their_place():

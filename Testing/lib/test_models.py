@@ -197,8 +197,9 @@ def test_model_for(folder, tmp_path, monkeypatch):
     assert model_for("ctflow", folder).folder == folder
     with pytest.raises(InputError, match="for the method ctflow, not other"):
         model_for("other", folder)
-    with pytest.raises(InputError, match="No model for the method other"):
+    with pytest.raises(InputError, match="No model for the method other") as raised:
         model_for("other")
+    assert "--" not in str(raised.value)  # the panel and the console have no options
     monkeypatch.setenv("CTHARMONIZE_MODELS", str(folder))
     assert model_for("ctflow", "Test model").folder == folder
 

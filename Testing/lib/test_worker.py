@@ -140,6 +140,29 @@ def test_standard_output_holds_events_alone(job):
     assert b"from python" in done.stderr and b"from C" in done.stderr
 
 
+def test_no_library_is_loaded_while_a_thread_reads_the_input(job):
+    """Loading one asks for the type of standard input, which on Windows waits for the pending read."""
+    path = Path(job["input"]).parent / "job.json"
+    path.write_text(json.dumps({**job, "samples": 1}), encoding="utf-8")
+    code = (
+        "import sys, CTHarmonizeLib.worker as worker\n"
+        "def compiled(): return {n for n, m in list(sys.modules.items())\n"
+        "    if str(getattr(m, '__file__', '')).endswith(('.so', '.pyd'))}\n"
+        "wait, loaded = worker.Guard._wait_for_end_of_input, []\n"
+        "worker.Guard._wait_for_end_of_input = lambda self: (loaded.append(compiled()), wait(self))\n"
+        f"status = worker.main([{str(path)!r}])\n"
+        "print(len(loaded), sorted(compiled() - loaded[0]), status, file=sys.stderr)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert finish(process)[2].splitlines()[-1] == "1 [] 0"
+
+
 @posix
 def test_terminate_ends_it_without_files(job):
     process = start(job)

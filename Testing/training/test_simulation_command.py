@@ -47,6 +47,26 @@ def pair(ct: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "disk full"), ModuleNotFoundError("x", name="zarr")])
+def test_what_ends_a_command_is_one_sentence(ct, tmp_path, monkeypatch, capsys, error):
+    def fail(*given, **options):
+        raise error
+
+    monkeypatch.setattr("CTHarmonizeTraining.simulation.command.read_volume", fail)
+    run = ["simulate", str(ct), str(tmp_path / "pair"), "--source_kernel", "smooth", "--target_kernel", "3.5"]
+    assert main(run) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("ctharmonize-train: ") and said.count("\n") == 1
+    assert main([*run, "--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_names_debug(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "--debug" in capsys.readouterr().out
+
+
 def centre_of_marker(path: Path) -> np.ndarray:
     """Physical point (mm) of the centre of what is denser than water in the densest slice."""
     image = SimpleITK.ReadImage(str(path))

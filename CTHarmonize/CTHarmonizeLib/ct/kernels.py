@@ -180,7 +180,8 @@ def lookup_kernel(manufacturer: str, name: str, iterative_strength: str = "") ->
     """
     name = name.strip()
     vendor = vendor_of(manufacturer)
-    if not name or (vendor is None and (manufacturer.strip() or len(name) == 1)):
+    single = len(name.split("\\")[0].strip()) == 1
+    if not name or (vendor is None and (manufacturer.strip() or single)):
         return None
     vendors = [vendor] if vendor else list(_VENDORS)
     found = [entry for entry in (_in_vendor(known, name, iterative_strength) for known in vendors) if entry]

@@ -158,9 +158,26 @@ def check_ct(volume: Volume) -> None:
             f"The values run from {low:g} to {high:g}, none below 0: they look like stored values without their "
             "rescale intercept; CTHarmonize needs HU, with air near -1000 and water near 0."
         )
+    if _is_air_at_zero(measured):
+        raise InputError(
+            "Much of the volume is near 0, its tissue near 1000, and nothing below -100: the values look like raw "
+            "counts, 1024 too high; CTHarmonize needs HU, with air near -1000 and water near 0."
+        )
     plausible = np.count_nonzero((measured >= -1100) & (measured <= 300)) / hu.size
     if plausible < 0.05:
         raise InputError(
             f"Only {100 * plausible:.1f} % of the voxels lie between -1100 and 300 HU (air, lung, fat, soft tissue): "
             "the values are not CT numbers in HU."
         )
+
+
+def _is_air_at_zero(values: np.ndarray) -> bool:
+    """Whether ``values`` have air, the gap above lung and soft tissue where stored counts without their intercept
+    have them. Bone in true HU, which also reaches 900 to 1200, leaves no such gap."""
+    values = values[:: max(1, values.size // 1_000_003)]  # enough, and quick on the largest volume
+
+    def share(low: float, high: float) -> float:
+        return np.count_nonzero((values >= low) & (values <= high)) / values.size
+
+    tissue = share(900, 1200)
+    return share(-np.inf, -100) < 0.001 and share(-100, 60) > 0.1 and tissue > max(0.05, 2 * share(300, 800))
