@@ -110,14 +110,16 @@ def harmonize(host, panel, case: cases.Case, method: str, options: argparse.Name
         print(f"Warning: {warning}")
 
     images = {"input": _volume_of(node)}
+    write_nrrd(images["input"], folder / "input.nrrd", str(images["input"].hu.dtype))
     for name, attribute in OUTPUTS.items():
         volume = _volume_of(getattr(job, attribute))
         images["deviation" if name == "standard_deviation" else name] = volume
         write_nrrd(volume, folder / f"{name}.nrrd", "float32" if name == "standard_deviation" else "int16")
     (folder / "result.json").write_text(json.dumps(job.report, indent=2, ensure_ascii=False), encoding="utf-8")
     where = measures.regions(images["input"])
+    quiet = measures.quiet_tissue(images["mean"], where)
     names = ["input", "harmonized", *(["mean"] if job.report["samples"] > 1 else [])]
-    columns = {name: measures.measure(images[name], where, truth) for name in names}
+    columns = {name: measures.measure(images[name], where, quiet, truth) for name in names}
     wanted = job.report["target"]["acquisition"]
     noise = wanted["noise"] if "dose" in _sets(method) else None
     print(measures.table(columns, {"noise": noise, "f50": wanted["f50"]}))

@@ -14,6 +14,7 @@ from CTHarmonizeTraining.evaluation.measures import Regions
 
 _SMOOTHING_MM = 2.5
 _FEWEST_PIXELS = 200
+_PATCH_MM = 11.0
 _LUNG_SHARE = 0.05
 TISSUES = ("air", "water-like", "fat", "lung", "bone")
 
@@ -46,9 +47,26 @@ def has_lung(volume: Volume, where: Regions) -> bool:
     return bool(where.tissues["lung"].sum() > _LUNG_SHARE * max(1, where.body.sum()))
 
 
-def measure(volume: Volume, where: Regions, truth: Volume | None = None) -> Measurements:
-    """Measure ``volume``."""
-    noise = measure_noise(volume.hu, volume.pixel_spacing)
+def quiet_tissue(volume: Volume, where: Regions) -> np.ndarray:
+    """The most uniform third of the water-like tissue in the least noisy image at hand, with a margin.
+
+    Noise is measured here in all images, so that before and after are compared at the same place; elsewhere the
+    texture of the tissue itself would count once the noise is gone.
+    """
+    spacing = volume.pixel_spacing
+    smooth = ndimage.gaussian_filter(volume.hu.astype(np.float64), (0, 1.5 / spacing, 1.5 / spacing))
+    window = (1, *2 * (round(_PATCH_MM / spacing),))
+    variance = ndimage.uniform_filter(smooth**2, window) - ndimage.uniform_filter(smooth, window) ** 2
+    tissue = where.tissues["water-like"]
+    if not tissue.any():
+        return tissue
+    uniform = tissue & (variance <= np.percentile(variance[tissue], 100 / 3))
+    return np.stack([ndimage.distance_transform_edt(~plane) * spacing <= _PATCH_MM for plane in uniform])
+
+
+def measure(volume: Volume, where: Regions, quiet: np.ndarray, truth: Volume | None = None) -> Measurements:
+    """Measure ``volume``; its noise within ``quiet``."""
+    noise = measure_noise(np.where(quiet, volume.hu, -1000), volume.pixel_spacing)
     mtf = measure_mtf(volume.hu, volume.pixel_spacing)
     means = {}
     for name in TISSUES:
