@@ -14,6 +14,7 @@ is gone; so who starts it with a pipe keeps that open as long as the job should 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -110,8 +111,9 @@ def _import_libraries() -> None:
     import CTHarmonizeLib.engine
     import CTHarmonizeLib.harmonization  # noqa: F401
 
-    with suppress(ImportError):  # methods without a model do without it
-        import safetensors.torch  # noqa: F401
+    for name in ("safetensors.torch", "psutil"):  # used where they are there
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def _read_job(path: Path) -> dict:

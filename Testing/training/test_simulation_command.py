@@ -52,7 +52,7 @@ def test_what_ends_a_command_is_one_sentence(ct, tmp_path, monkeypatch, capsys, 
     def fail(*given, **options):
         raise error
 
-    monkeypatch.setattr("CTHarmonizeTraining.simulation.command.read_volume", fail)
+    monkeypatch.setattr("CTHarmonizeTraining.simulation.command.read_subject", fail)
     run = ["simulate", str(ct), str(tmp_path / "pair"), "--source_kernel", "smooth", "--target_kernel", "3.5"]
     assert main(run) == 3
     said = capsys.readouterr().err
