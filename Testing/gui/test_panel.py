@@ -130,8 +130,8 @@ def test_what_is_no_ct_gets_the_engines_sentence(host, widget, volume):
     voxels = np.array(slicer.util.arrayFromVolume(volume), np.float32)
     slicer.util.updateVolumeFromArray(volume, (voxels - voxels.min()) / np.ptp(voxels))
     widget.panel.refresh()
-    assert host.process(TIMEOUT, until=lambda: "look rescaled" in widget.ui.detectedLabel.text)
-    assert "Traceback" not in widget.ui.detectedLabel.text
+    assert host.process(TIMEOUT, until=lambda: "measuring" not in widget.ui.detectedLabel.text)
+    assert "they look rescaled; CTHarmonize needs HU" in widget.ui.detectedLabel.text
 
 
 def test_apply_gives_three_volumes_in_their_place(host, widget, volume):

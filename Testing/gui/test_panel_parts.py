@@ -188,11 +188,12 @@ def test_folder_is_private_and_a_crashed_slicers_is_swept(tmp_path):
     own = JobFolder(tmp_path).path.name.rpartition("-")[0].removesuffix(str(os.getpid()))
     stale, ours = tmp_path / f"{own}{ended.pid}-abc", tmp_path / f"{own}{os.getpid()}-abc"
     foreign = tmp_path / "ctharmonize-notes"
-    elsewhere = tmp_path / f"ctharmonize-another-host-{ended.pid}-abc"
-    for folder in (stale, ours, foreign, elsewhere):
+    elsewhere, unknown = (tmp_path / f"ctharmonize-{host}{ended.pid}-abc" for host in ("another-host-", ""))
+    for folder in (stale, ours, foreign, elsewhere, unknown):
         folder.mkdir()
     sweep(tmp_path)
-    assert not stale.exists() and ours.exists() and foreign.exists() and elsewhere.exists()
+    assert not stale.exists() and ours.exists() and foreign.exists()
+    assert elsewhere.exists() and unknown.exists()
     folder = JobFolder(tmp_path / "Größe 测试")
     assert folder.path.stat().st_mode & 0o777 == 0o700
     folder.remove()
