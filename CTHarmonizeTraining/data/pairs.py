@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from CTHarmonizeLib.ct.acquisition import Acquisition, parse_kernel
+from CTHarmonizeLib.ct.measure import water_like
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.ctflow import acquisition_vector, source_planes
@@ -27,6 +28,18 @@ from CTHarmonizeTraining.simulation.scenes import CLEAN_STEP, SceneStore
 
 FILTER_MARGIN = 16
 """Pixels rendered around a crop so that the MTF-ratio plane sees what a whole slice would show it."""
+
+LEAST_TISSUE = 0.02
+"""Share of a scene that must be water-like tissue for its noise to be told by it."""
+
+STARVED_NOISE = 45.0
+"""HU through the smooth kernel at full dose, above which a scene is left out: no scanner would be set so."""
+
+SOURCE_NOISE, TARGET_NOISE = (4.0, 24.0), (6.0, 20.0)
+"""HU through the smooth kernel at full dose, between which noise is scaled: patients and scanners differ."""
+
+LARGEST_SCALING = 2.0
+"""Of simulated noise: few photons look unlike many."""
 
 KERNEL_MARGIN = 6.0
 """mm of scene around a crop, for the tails of the point spread."""
@@ -59,7 +72,8 @@ class SceneSampler:
         return len(self.dose)
 
     def _measure_noise(self) -> None:
-        """Power of each slice's noise against frequency, so that its deviation through any kernel is one sum."""
+        """Power of each slice's noise against frequency, as water-like tissue shows it, so that its deviation
+        through any kernel is one sum."""
         radius = 10.0 * np.hypot(
             fft.fftfreq(self.size, self.pixel)[:, None], fft.rfftfreq(self.size, self.pixel)[None]
         )
@@ -67,21 +81,40 @@ class SceneSampler:
         bins = np.clip(np.digitize(radius, self.frequency) - 1, 0, 60).ravel()
         weight = np.full(radius.shape, 2.0)
         weight[:, 0] = 1.0
+        seen = seen_through(NAMED_KERNELS["medium"], self.base)(radius)
         power = np.empty((*self.dose.shape, 61), dtype=np.float32)
+        tissue_share = np.full(len(self), np.nan)
         for scene in range(len(self)):
             spectra = fft.rfft2(self.noise[scene].astype(np.float32))
             for realisation, spectrum in enumerate(spectra):
                 energy = (np.abs(spectrum) ** 2 * weight).ravel() / self.size**4
                 power[scene, realisation] = np.bincount(bins, energy, minlength=61)
+            tissue = water_like(self.clean[scene] * np.float32(CLEAN_STEP), self.pixel)
+            if tissue.mean() > LEAST_TISSUE:
+                noise = fft.irfft2(spectra[int(np.argmin(self.dose[scene]))] * seen, (self.size, self.size))
+                tissue_share[scene] = noise[tissue].var() / noise.var()
         for number in np.unique(self.slice):
             members = self.slice == number
             # A slice has one noise level per realisation: its regions' mean at the same dose.
             relative = (power[members] * self.dose[members][..., None]).mean((0, 1))
-            power[members] = relative / self.dose[members][..., None]
+            shares = tissue_share[members if np.isfinite(tissue_share[members]).any() else slice(None)]
+            share = np.nanmedian(shares) if np.isfinite(shares).any() else 1.0
+            power[members] = share * relative / self.dose[members][..., None]
         self.power = power
+        smooth = NAMED_KERNELS["smooth"]
+        strongest = self.dose.argmax(1)
+        self.full_dose_noise = np.array(
+            [
+                self.noise_level(scene, strongest[scene], smooth) * np.sqrt(self.dose[scene, strongest[scene]] / 100.0)
+                for scene in range(len(self))
+            ]
+        )
+        self.usable = np.flatnonzero(self.full_dose_noise < STARVED_NOISE)
+        if not len(self.usable):
+            raise InputError(f"All scenes of {self.path} are starved of photons: simulate them with more.")
 
     def noise_level(self, scene: int, realisation: int, mtf: Mtf) -> float:
-        """Deviation in HU of the scene's slice, seen through ``mtf``."""
+        """Deviation in HU of the noise in water-like tissue of the scene's slice, seen through ``mtf``."""
         centres = self.frequency + 0.5 * self.frequency[1]
         response = seen_through(mtf, self.base)(centres)
         return float(np.sqrt((self.power[scene, realisation] * response**2).sum()))
@@ -143,10 +176,10 @@ class PairDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
         store = self.stores[rng.choice(len(self.stores), p=self.share)]
-        scene = int(rng.integers(len(store)))
+        scene = int(rng.choice(store.usable))
         pixel = float(rng.uniform(*self.pixel_range))
         source_mtf, target_mtf = self._kernels(rng, pixel)
-        source_noise, target_noise = self._realisations(rng, store.dose[scene])
+        source_noise, target_noise = self._realisations(rng, store, scene)
 
         grid = self._place(rng, store, pixel)
         window = crop_window(grid, store.size, store.pixel, KERNEL_MARGIN)
@@ -188,9 +221,10 @@ class PairDataset(Dataset):
         return source, source if rng.random() < 0.1 else self.kernels.draw(rng, pixel)
 
     def _realisations(
-        self, rng: np.random.Generator, dose: np.ndarray
+        self, rng: np.random.Generator, store: SceneSampler, scene: int
     ) -> tuple[tuple[int, float], tuple[int, float]]:
-        """(realisation, strength) of source and target: mostly any dose to full dose, else any to any."""
+        """(realisation, scaling of its noise) of source and target: mostly any dose to full dose, else any to any."""
+        dose = store.dose[scene]
         full = int(np.argmax(dose))
         order = rng.permutation(len(dose))
         if rng.random() < self.full_dose_share:
@@ -198,7 +232,12 @@ class PairDataset(Dataset):
             source = int(order[0] if order[0] != full else order[1])
         else:
             source, target = int(order[0]), int(order[1])
-        return (source, np.exp(rng.uniform(-0.6, 0.2))), (target, np.exp(rng.uniform(-0.6, 0.15)))
+
+        def scaling(limits: tuple[float, float]) -> float:
+            wanted = np.exp(rng.uniform(*np.log(limits)))
+            return float(min(wanted / store.full_dose_noise[scene], LARGEST_SCALING))
+
+        return (source, scaling(SOURCE_NOISE)), (target, scaling(TARGET_NOISE))
 
     def _place(self, rng: np.random.Generator, store: SceneSampler, pixel: float) -> PixelGrid:
         size = self.size + 2 * FILTER_MARGIN

@@ -1,5 +1,4 @@
-"""CTFlow's stages: the encoder by L1, then the flow by likelihood (Wei et al. 2023, sections 2.2 and 2.3), then,
-which the paper does not do, both together."""
+"""CTFlow's two stages: the encoder by L1, then the flow by likelihood (Wei et al. 2023, sections 2.2 and 2.3)."""
 
 from __future__ import annotations
 
@@ -7,31 +6,54 @@ import torch
 from torch import Tensor
 
 from CTHarmonizeLib.methods.ctflow import to_hu, to_unit
-from CTHarmonizeLib.networks.ctflow import CTFlow
+from CTHarmonizeLib.networks.ctflow import CTFlow, Encoding
 from CTHarmonizeTraining.training.base import StageConfig, TrainingStage
 
+L1_UNIT_HU = 250.0
+"""HU are too small a unit for a loss."""
 
-class EncoderStage(TrainingStage):
-    """L1 between the encoder's estimate and the target, noise-free (``clean``, as simulation knows it) or noisy
-    (``target``, as the paper's pairs are)."""
+MEAN_ERROR_HU = 20.0
+"""Pairs on which the encoder errs by less count alike in the flow's mean."""
+
+
+class CTFlowStage(TrainingStage):
+    """What both stages share: the intensity window, and ``truth``, what an estimate is held against: the noise-free
+    image (``clean``, as simulation knows it) or the noisy one (``target``, as the paper's pairs are)."""
 
     def __init__(self, network: CTFlow, stage: StageConfig, window: tuple[float, float], truth: str = "clean") -> None:
         super().__init__(network, stage)
         self.window, self.truth = tuple(window), truth
+
+    def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Planes in the network's [0, 1], and the conditions."""
+        return to_unit(batch["planes"], self.window), batch["acquisition"]
+
+    def error(self, image: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Image in [0, 1] minus truth, HU."""
+        return to_hu(image, self.window) - batch[self.truth]
+
+
+class EncoderStage(CTFlowStage):
+    """L1 between the encoder's estimate and the truth."""
+
+    def __init__(self, network: CTFlow, stage: StageConfig, window: tuple[float, float], truth: str = "clean") -> None:
+        super().__init__(network, stage, window, truth)
         network.levels.requires_grad_(False)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        estimate, _, _ = self.network.estimate(to_unit(batch["planes"], self.window), batch["acquisition"])
-        error = estimate_error(self.network, estimate, batch[self.truth], self.window)
-        return {"loss": estimate_loss(error), "rmse_hu": error.detach().square().mean().sqrt()}
+        estimate, _, _ = self.network.estimate(*self.inputs(batch))
+        error = self.error(self.network.to_image(estimate), batch)
+        return {"loss": error.abs().mean() / L1_UNIT_HU, "rmse_hu": error.detach().square().mean().sqrt()}
 
 
-class FlowStage(TrainingStage):
+class FlowStage(CTFlowStage):
     """Negative log-likelihood of the noisy target, per pixel in nats, dequantised by noise of ``dequantisation`` HU
     (stored HU are integers, and clipped air would make the likelihood unbounded).
 
-    The encoder is frozen, as in the paper, or trained along with the flow: then ``estimate_weight`` times the
-    encoder stage's L1 keeps its estimate good by itself.
+    ``mean_weight`` times the squared error of a pair of opposite samples' mean against ``truth`` is added (the paper
+    has no such term): its minimum is the conditional mean, as the likelihood's is, but where the truth is noise-free
+    it is learned from far fewer pairs. Errors count in units of :data:`MEAN_ERROR_HU` and of the encoder's own error,
+    so that noisy pairs do not outweigh the others. The encoder is frozen, as in the paper, or trained along.
     """
 
     def __init__(
@@ -39,47 +61,44 @@ class FlowStage(TrainingStage):
         network: CTFlow,
         stage: StageConfig,
         window: tuple[float, float],
+        truth: str = "clean",
+        mean_weight: float = 0.0,
         freeze_encoder: bool = True,
-        estimate_weight: float = 0.0,
         dequantisation: float = 1.0,
     ) -> None:
-        super().__init__(network, stage)
-        self.window, self.freeze_encoder, self.dequantisation = tuple(window), freeze_encoder, dequantisation
-        self.estimate_weight = estimate_weight
+        super().__init__(network, stage, window, truth)
+        self.mean_weight, self.freeze_encoder, self.dequantisation = mean_weight, freeze_encoder, dequantisation
         network.levels.requires_grad_(True)
         for module in (network.encoder, network.embedding):
             if module is not None:
                 module.requires_grad_(not freeze_encoder)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        encoding = self.network.encode(
-            to_unit(batch["planes"], self.window), batch["acquisition"], frozen=self.freeze_encoder
-        )
+        encoding = self.network.encode(*self.inputs(batch), frozen=self.freeze_encoder)
         encoding.estimate = encoding.estimate.float()
-        noise = self.dequantisation * torch.randn(
-            batch["target"].shape, generator=self._generator(), dtype=torch.float32
-        ).to(batch["target"].device)
+        random = self._generator()
+        noise = self.dequantisation * torch.randn(batch["target"].shape, generator=random).to(batch["target"])
         low, high = self.window
         target = (batch["target"] + noise - low) / (high - low)
         likelihood = self.network.log_likelihood(target, encoding)
         values = {"loss": -likelihood.mean() / target[0].numel()}
-        if not self.freeze_encoder:
-            error = estimate_error(self.network, encoding.estimate, batch["clean"], self.window)
+        if self.mean_weight:
+            estimate_error = self.error(self.network.to_image(encoding.estimate), batch).detach()
+            mean_error = self.error(self._pair_mean(encoding, random), batch)
+            estimate, mean = (error.square().mean((1, 2, 3)) for error in (estimate_error, mean_error))
             values["likelihood_loss"] = values["loss"].detach()
-            values["rmse_hu"] = error.detach().square().mean().sqrt()
-            values["loss"] = values["loss"] + self.estimate_weight * estimate_loss(error)
+            values["encoder_rmse_hu"], values["rmse_hu"] = estimate.mean().sqrt(), mean.detach().mean().sqrt()
+            values["loss"] = values["loss"] + self.mean_weight * (mean / (estimate + MEAN_ERROR_HU**2)).mean()
         return values
 
+    def _pair_mean(self, encoding: Encoding, random: torch.Generator) -> Tensor:
+        """Mean of two samples of opposite latents, as the engine draws them, (b, 1, rows, columns) in [0, 1]."""
+        count, _, rows, columns = encoding.estimate.shape
+        shapes = self.network.latent_shapes(rows, columns)
+        latents = [torch.randn(count, *shape, generator=random).to(encoding.estimate) for shape in shapes]
+        first = self.network.inverse(latents, encoding)
+        return 0.5 * (first + self.network.inverse([-latent for latent in latents], encoding))
+
     def _generator(self) -> torch.Generator:
-        """Dequantisation noise belongs to the step, so that a resumed run draws the same."""
+        """What is drawn belongs to the step, so that a resumed run draws the same."""
         return torch.Generator().manual_seed(self.global_step)
-
-
-def estimate_error(network: CTFlow, estimate: Tensor, truth: Tensor, window: tuple[float, float]) -> Tensor:
-    """Estimate (in network units) minus truth, HU."""
-    return to_hu(network.to_image(estimate), window) - truth
-
-
-def estimate_loss(error: Tensor) -> Tensor:
-    """L1 of an error in HU, in units of 250 HU: HU are too small a unit for a loss."""
-    return (error / 250.0).abs().mean()

@@ -28,12 +28,9 @@ FULL_DOSE_PHOTONS = 2.5e5
 """Photons of 100 % dose for the card, per 0.75 mm of detector."""
 
 
-def noise_table(
-    stores: Sequence[str | Path], phantom: str, noise_unit: float = 1.0, pixel_spacing: float = 0.5
-) -> dict:
+def noise_table(stores: Sequence[str | Path], phantom: str, pixel_spacing: float = 0.5) -> dict:
     """A card's ``noise_at_full_dose``: the median over the scenes of phantom ``stores`` of the deviation in HU that
-    each kernel shows at 100 % dose and :data:`FULL_DOSE_PHOTONS`, divided by ``noise_unit`` so that it is what
-    ``measure_noise`` finds in water-like tissue."""
+    each kernel shows in water-like tissue at 100 % dose and :data:`FULL_DOSE_PHOTONS`."""
     samplers = [SceneSampler(path) for path in stores]
     sigma = []
     for f50 in TABLE_F50:
@@ -44,7 +41,7 @@ def noise_table(
             for sampler in samplers
             for scene in range(len(sampler))
         ]
-        sigma.append(round(float(np.median(levels)) / noise_unit, 1))
+        sigma.append(round(float(np.median(levels)), 1))
     return {
         "phantom": phantom,
         "pixel_spacing": pixel_spacing,

@@ -18,7 +18,7 @@ from CTHarmonizeTraining.training.base import Pairs, StageConfig, TrainingStage,
 from CTHarmonizeTraining.training.ctflow import EncoderStage, FlowStage
 
 NETWORK = "network.safetensors"
-STAGES = ("encoder", "flow", "joint")
+STAGES = ("encoder", "flow")
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class FitConfig:
     data: dict
     encoder: StageConfig
     flow: StageConfig
-    encoder_truth: str = "clean"
-    joint: StageConfig | None = None
-    estimate_weight: float = 10.0
+    truth: str = "clean"
+    mean_weight: float = 0.0
+    freeze_encoder: bool = True
     anchor_mm: float | None = None
 
     @classmethod
@@ -54,7 +54,6 @@ class FitConfig:
                     "network": CTFlowConfig.from_dict(entries["network"]),
                     "encoder": _stage(entries["encoder"]),
                     "flow": _stage(entries["flow"]),
-                    "joint": _stage(entries["joint"]) if "joint" in entries else None,
                 }
             )
         except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -107,10 +106,9 @@ def fit(
         run_stage(module, data, Path(output) / name, precision, accelerator=accelerator, progress=progress)
 
     window = settings.intensity_window
-    stage("encoder", EncoderStage(network, settings.encoder, window, settings.encoder_truth))
-    stage("flow", FlowStage(network, settings.flow, window))
-    if settings.joint:
-        stage("joint", FlowStage(network, settings.joint, window, False, settings.estimate_weight))
+    stage("encoder", EncoderStage(network, settings.encoder, window, settings.truth))
+    options = settings.truth, settings.mean_weight, settings.freeze_encoder
+    stage("flow", FlowStage(network, settings.flow, window, *options))
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, output / NETWORK)
 
 

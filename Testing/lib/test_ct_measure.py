@@ -34,6 +34,15 @@ def test_anatomy_is_not_noise():
     assert measure_noise(clean + vessels + gradient, 0.8).sigma == pytest.approx(10.0, rel=0.15)
 
 
+def test_little_noise_among_much_alike_anatomy():
+    """In a denoised image most patches may be marbled muscle: the few uniform ones still tell the noise."""
+    rng = np.random.default_rng(5)
+    marbled = 25.0 * np.sin(np.arange(256) / 1.7) * np.ones((2, 256, 1))
+    marbled[:, :, :70] = 0.0
+    hu = 45.0 + marbled + rng.normal(0.0, 3.0, (2, 256, 256))
+    assert measure_noise(hu, 0.7).sigma == pytest.approx(3.0, rel=0.1)
+
+
 def test_no_noise_without_soft_tissue():
     assert measure_noise(np.full((3, 128, 128), -1000.0), 0.7) is None
     assert measure_noise(image(MEDIUM, 0.8, 10.0) - 500.0, 0.8) is None

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from CTHarmonizeLib.ct.edge import MtfMeasurement, measure_mtf
 
-__all__ = ["MtfMeasurement", "NoiseMeasurement", "measure_mtf", "measure_noise"]
+__all__ = ["MtfMeasurement", "NoiseMeasurement", "measure_mtf", "measure_noise", "water_like"]
 
 WATER_LIKE_HU = (-30.0, 100.0)
 """Mean HU of tissue that counts as water-like: muscle, blood, organs with little contrast agent."""
@@ -18,6 +18,8 @@ _PATCH_MM = 11.0
 _SMOOTHING_MM = 2.5
 _MINIMUM_PATCHES = 20
 _MAXIMUM_SLICES = 24
+_LOWEST_SPREAD = 1.6
+"""Patches that are called the lowest reach to this multiple of the 10th percentile of all deviations."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | No
     """Noise of ``hu`` ((slices, rows, columns) or one slice, HU) with square pixels of ``pixel_spacing`` mm.
 
     In small patches whose low-passed values all are water-like, a plane is subtracted and the deviation taken.
-    Anatomy can only raise a patch's deviation, so the most frequent value (half-sample mode) counts, not the mean.
+    Anatomy can only raise a patch's deviation, so the most frequent value (half-sample mode) of the lowest ones
+    counts, not the mean.
     The patches near it give the radially averaged noise power spectrum and its mean, sum f NPS(f) / sum NPS(f)
     (ICRU 87). Returns None where there is too little such tissue.
     """
@@ -51,8 +54,11 @@ def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | No
         return None
     stack, used_degrees = _detrended(stack)
     deviation = np.sqrt((stack**2).sum((1, 2)) / (side * side - used_degrees))
-    sigma = float(np.exp(_half_sample_mode(np.log(np.maximum(deviation, 1e-3)))))
-    near = np.abs(np.log(np.maximum(deviation, 1e-3) / sigma)) < 0.25
+    logarithm = np.log(np.maximum(deviation, 1e-3))
+    # where there is little noise, patches of alike anatomy may be the most frequent: only the lowest are looked at
+    lowest = logarithm[logarithm <= np.percentile(logarithm, 10) + np.log(_LOWEST_SPREAD)]
+    sigma = float(np.exp(_half_sample_mode(lowest)))
+    near = np.abs(logarithm - np.log(sigma)) < 0.25
     # chi-distributed deviations of few effective degrees of freedom have their mode below the root mean square:
     # the root mean square of the patches around the mode takes most of that back
     if near.any():
@@ -61,16 +67,21 @@ def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | No
     return NoiseMeasurement(sigma, frequency, pixels)
 
 
+def water_like(image: np.ndarray, pixel_spacing: float) -> np.ndarray:
+    """Where the low-passed slice ``image`` (rows, columns; HU) is water-like (mask)."""
+    low_pass = ndimage.gaussian_filter(image, _SMOOTHING_MM / pixel_spacing)
+    return (low_pass > WATER_LIKE_HU[0]) & (low_pass < WATER_LIKE_HU[1])
+
+
 def _uniform_patches(image: np.ndarray, pixel_spacing: float, side: int) -> tuple[np.ndarray, int]:
     """(patches, side, side) that overlap by half and are water-like throughout, and the number of such pixels."""
-    low_pass = ndimage.gaussian_filter(image, _SMOOTHING_MM / pixel_spacing)
-    water_like = (low_pass > WATER_LIKE_HU[0]) & (low_pass < WATER_LIKE_HU[1])
-    pixels = int(np.count_nonzero(water_like))
+    tissue = water_like(image, pixel_spacing)
+    pixels = int(np.count_nonzero(tissue))
     if min(image.shape) < side:
         return np.empty((0, side, side)), pixels
     step = max(1, side // 2)
     windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))[::step, ::step]
-    inside = np.lib.stride_tricks.sliding_window_view(water_like, (side, side))[::step, ::step].all((2, 3))
+    inside = np.lib.stride_tricks.sliding_window_view(tissue, (side, side))[::step, ::step].all((2, 3))
     return windows[inside].astype(np.float64), pixels
 
 

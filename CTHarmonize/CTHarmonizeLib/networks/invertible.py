@@ -95,7 +95,7 @@ class InvertibleConvolution(nn.Module):
         """The inverse matrix, computed in float64."""
         weight, _ = self.matrix()
         # On the processor: tiny, and not every GPU computes in float64.
-        return torch.linalg.inv(weight.detach().cpu().double()).to(weight)
+        return torch.linalg.inv(weight.cpu().double()).to(weight)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
@@ -103,7 +103,8 @@ class InvertibleConvolution(nn.Module):
             return F.conv2d(x, weight[:, :, None, None]), log_determinant * (x.shape[2] * x.shape[3])
 
     def inverse(self, z: Tensor, matrix: Tensor) -> Tensor:
-        return F.conv2d(z, matrix[:, :, None, None])
+        with torch.autocast(z.device.type, enabled=False):
+            return F.conv2d(z, matrix[:, :, None, None])
 
 
 class Subnetwork(nn.Module):
