@@ -101,14 +101,23 @@ def kernelTitle(name: str) -> str:
     return {"smooth": _("Smooth"), "medium": _("Medium"), "sharp": _("Sharp")}.get(name, name.capitalize())
 
 
-def aim(description: dict[str, Any], model: Any | None, kernel: str | None, dose: float | None) -> str:
-    """What the target stands for: ``f50 4.0 lp/cm, noise about 9 HU``; empty before the input is measured."""
+@dataclass(frozen=True)
+class Aim:
+    """What the target stands for, ``f50 4.0 lp/cm, noise about 9 HU``, and what to know before Apply; both may be
+    empty."""
+
+    text: str = ""
+    warning: str = ""
+
+
+def aim(description: dict[str, Any], model: Any | None, kernel: str | None, dose: float | None) -> Aim:
+    """What is aimed at; empty before the input is measured."""
     from CTHarmonizeLib.ct import acquisition
     from CTHarmonizeLib.errors import CTHarmonizeError
 
     known = description.get("acquisition") or {}
     if not known.get("f50") or not known.get("noise"):
-        return ""
+        return Aim()
     table = acquisition.REFERENCE_NOISE
     if model is not None:
         table = acquisition.NoiseTable.from_card(model.card["noise_at_full_dose"])
@@ -116,6 +125,6 @@ def aim(description: dict[str, Any], model: Any | None, kernel: str | None, dose
         source = acquisition.Acquisition(**known)
         target = acquisition.target_acquisition(source, table, kernel, dose)
     except (CTHarmonizeError, TypeError, ValueError):
-        return ""
-    return _("f50 {f50:.1f} lp/cm, noise about {noise:.0f} HU").format(f50=target.f50, noise=target.noise)
-
+        return Aim()
+    text = _("f50 {f50:.1f} lp/cm, noise about {noise:.0f} HU").format(f50=target.f50, noise=target.noise)
+    return Aim(text, acquisition.added_noise(source, target, table))

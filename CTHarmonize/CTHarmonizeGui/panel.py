@@ -198,9 +198,12 @@ class Panel(VTKObservationMixin):
                 choices.kernels(model, self._pixelSpacing),
                 choices.kernelRange(model, self._pixelSpacing),
             )
-            ui.expectedLabel.text = choices.aim(
-                self._detector.description, model, self._targetOf("kernel"), self._targetOf("dose")
-            ) or "–"
+            ui.expectedLabel.text = self._aim().text or "–"
+
+    def _aim(self) -> choices.Aim:
+        return choices.aim(
+            self._detector.description, self._model, self._targetOf("kernel"), self._targetOf("dose")
+        )
 
     def _showRun(self, problem: str) -> None:
         ui, job = self.ui, self.job
@@ -224,7 +227,9 @@ class Panel(VTKObservationMixin):
             if problem:
                 message = Message("error" if self._input else "info", problem)
             elif not message.text:
-                message = Message("warning", "\n".join([*self._choices.problems, *self._detector.warnings]))
+                added = [self._aim().warning] if self._parameters and self._method.stochastic else []
+                warnings = [*self._choices.problems, *self._detector.warnings, *filter(None, added)]
+                message = Message("warning", "\n".join(warnings))
         message.show(ui.messageLabel)
 
     # Setting

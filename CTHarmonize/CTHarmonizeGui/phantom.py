@@ -5,8 +5,8 @@ from __future__ import annotations
 import slicer
 
 
-def addPhantom(slices: int = 4, size: int = 96, name: str = "CT phantom"):
-    """Add a soft-tissue cylinder in air, with fat and bone rods and noise of 25 HU, lying askew; int16 HU."""
+def addPhantom(slices: int = 4, size: int = 96, name: str = "CT phantom", noise: float = 25.0):
+    """Add a soft-tissue cylinder in air, with fat and bone rods and white ``noise``, lying askew; int16 HU."""
     import numpy as np
 
     random = np.random.default_rng(1)
@@ -16,7 +16,7 @@ def addPhantom(slices: int = 4, size: int = 96, name: str = "CT phantom"):
     plane[np.hypot(x + 0.2 * size, y) < 0.07 * size] = -100.0
     for axis in (0, 1):  # a kernel of the kind a scanner has
         plane = sum(weight * np.roll(plane, shift, axis) for shift, weight in ((-1, 0.25), (0, 0.5), (1, 0.25)))
-    voxels = np.clip(np.rint(plane + random.normal(0.0, 25.0, (slices, size, size))), -1024, 3071).astype(np.int16)
+    voxels = np.clip(np.rint(plane + random.normal(0.0, noise, (slices, size, size))), -1024, 3071).astype(np.int16)
     turn = np.deg2rad(20.0)
     matrix = np.eye(4)
     matrix[:3, 0] = 0.8 * np.array([-np.cos(turn), -np.sin(turn), 0.0])

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from CTHarmonizeLib.ct.acquisition import REFERENCE_NOISE, Acquisition, NoiseTable, target_acquisition
+from CTHarmonizeLib.ct.acquisition import REFERENCE_NOISE, Acquisition, NoiseTable, added_noise, target_acquisition
 from CTHarmonizeLib.ct.volume import Roi, Volume
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods import Method, method_named
@@ -131,6 +131,8 @@ def plan(request: Request, choice: Choice, volume: Volume) -> Plan:
     if choice.model is not None:
         target, dose = _within_reach(request, choice, target, dose, warnings)
         warnings += _source_warnings(choice.model, source)
+    if choice.method.stochastic and (sentence := added_noise(source, target, choice.table)):
+        warnings.append(sentence)
     if choice.method.stochastic and choice.samples < 4:
         warnings.append("The standard deviation needs at least 4 samples to be trusted.")
     return Plan(description, source, target, dose, warnings)

@@ -9,6 +9,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import CTHarmonizeLib
+import CTHarmonizeTraining.evaluation
 from CTHarmonizeLib import report as lib_report
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
@@ -120,7 +122,7 @@ def _evaluated(
     about: dict,
     shown: bool,
 ) -> dict:
-    """Scores of one mapping, from an earlier run with the same model, scans and settings where there was one."""
+    """Scores of one mapping, from an earlier run with the same model, code, scans and settings where there was one."""
     source, dose, target = mapping
     name = f"{source}_{dose:g}_to_{target}"
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
@@ -148,6 +150,7 @@ def _about(scans: SimulatedScans, candidates: Candidates) -> dict:
     card = choice.model.card if choice.model else None
     return {
         "version": __version__,
+        "code": _code(),
         "data": {
             "name": true.name,
             "slices": list(true.indices),
@@ -166,6 +169,15 @@ def _about(scans: SimulatedScans, candidates: Candidates) -> dict:
         "scores": f"PSNR and SSIM: HU clipped to {SCORE_WINDOW[0]:g}..{SCORE_WINDOW[1]:g}, range "
         f"{SCORE_WINDOW[1] - SCORE_WINDOW[0]:g} HU, against the noise-free target, inside the body",
     }
+
+
+def _code() -> str:
+    """SHA-256 of what computes the images and their scores."""
+    digest = hashlib.sha256()
+    for package in (CTHarmonizeLib, CTHarmonizeTraining.evaluation):
+        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _sizes(regions: Regions) -> dict[str, int]:

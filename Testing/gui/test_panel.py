@@ -124,6 +124,18 @@ def test_detects_from_tags_at_once_and_measures_in_the_background(host, widget):
     noise = float(text.split("noise ")[1].split(" HU")[0])
     assert noise == pytest.approx(25.0, rel=0.15) and "(measured)" in text
     assert "f50 4.0 lp/cm" in widget.ui.expectedLabel.text
+    assert "less noise" not in widget.ui.messageLabel.text
+
+
+def test_a_target_noisier_than_the_input_is_told_before_apply(host, widget):
+    from CTHarmonizeGui import phantom
+
+    node = phantom.addPhantom(noise=3.0)
+    widget.ui.inputSelector.setCurrentNode(node)
+    assert host.process(TIMEOUT, until=lambda: "measuring" not in widget.ui.detectedLabel.text)
+    assert "less noise" in widget.ui.messageLabel.text and "mean volume does not" in widget.ui.messageLabel.text
+    widget.ui.methodComboBox.setCurrentIndex(widget.ui.methodComboBox.findData("mtf-filter"))
+    assert "less noise" not in widget.ui.messageLabel.text
 
 
 def test_what_is_no_ct_gets_the_engines_sentence(host, widget, volume):

@@ -165,3 +165,18 @@ def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotRunError, match="cannot be written"):
         write_nrrd(random_volume(), tmp_path / "file" / "a.nrrd")
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.mhd"])
+def test_a_file_without_spacing_is_refused(tmp_path, name):
+    path = tmp_path / name
+    image = SimpleITK.GetImageFromArray(random_volume().hu)
+    image.SetSpacing((0.7, 0.7, 2.0))
+    SimpleITK.WriteImage(image, str(path))
+    assert read_volume(path).pixel_spacing == pytest.approx(0.7)
+    lines = path.read_bytes().split(b"\n")
+    kept = [line for line in lines if not line.startswith((b"space directions", b"spacings", b"ElementSpacing"))]
+    assert len(kept) == len(lines) - 1
+    path.write_bytes(b"\n".join(kept))
+    with pytest.raises(InputError, match="does not state the size of its voxels"):
+        read_volume(path)

@@ -76,6 +76,7 @@ def counts(hu: np.ndarray) -> np.ndarray:
         (changed(counts), "1024 too high"),
         (np.where(np.arange(40) < 3, -2000, changed(counts, np.int16)), "1024 too high"),
         (changed(lambda hu: hu + 30000), "not CT numbers"),
+        (np.where(np.arange(40) < 3, -1e6, chest().hu).astype(np.float32), "value of -3024"),
         (np.tile(chest().hu, (1, 1, 1))[:, :15, :], "at least 16"),
         (chest().hu[0], "3D"),
     ],

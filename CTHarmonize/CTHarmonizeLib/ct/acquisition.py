@@ -80,6 +80,8 @@ class NoiseTable:
         return 100.0 * (self.noise(f50, 100.0) / noise) ** 2
 
 
+_CLEARLY_MORE_DOSE, _CLEARLY_MORE_NOISE = 1.5, 1.2
+
 REFERENCE_NOISE = NoiseTable(
     phantom="six simulated chests, parallel beam, 2.5e5 photons per 0.75 mm of detector",
     pixel_spacing=0.5,
@@ -130,3 +132,15 @@ def target_acquisition(
     if kernel is not None or dose is not None:
         target = replace(target, noise=table.noise(target.f50, percent))
     return target
+
+
+def added_noise(source: Acquisition, target: Acquisition, table: NoiseTable) -> str:
+    """A sentence where the target asks for clearly less dose than the source's noise stands for, so that noise is
+    added; empty otherwise."""
+    asked, has = table.dose(target.f50, target.noise), table.dose(source.f50, source.noise)
+    if has < _CLEARLY_MORE_DOSE * asked or target.noise < _CLEARLY_MORE_NOISE * source.noise:
+        return ""
+    return (
+        f"The source has less noise ({source.noise:.0f} HU) than the target ({target.noise:.0f} HU): the harmonized "
+        "volume gets noisier, as the target is; the mean volume does not."
+    )

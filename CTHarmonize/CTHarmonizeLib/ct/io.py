@@ -6,6 +6,7 @@ import errno
 import gzip
 import math
 import os
+import re
 import shutil
 import zlib
 from contextlib import suppress
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     import SimpleITK
 
 IMAGE_SUFFIXES = (".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd")
+
+
+_NRRD_SPACING = re.compile(rb"^(space directions|spacings):(?!.*nan)", re.MULTILINE | re.IGNORECASE)
+_META_SPACING = re.compile(rb"^(ElementSpacing|ElementSize)\s*=", re.MULTILINE)
+_LONGEST_HEADER = 1 << 20
 
 
 def read_volume(path: str | os.PathLike) -> Volume:
@@ -103,6 +109,11 @@ def _read_image(path: Path) -> Volume:
     except RuntimeError as error:
         raise InputError(f"'{path.name}' cannot be read: {_reason(error)}.") from error
     _check_whole(path, image)
+    if not _states_spacing(path):
+        raise InputError(
+            f"'{path.name}' does not state the size of its voxels, without which sharpness cannot be told: save it "
+            "with its spacing."
+        )
     warnings: list[str] = []
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
@@ -139,6 +150,19 @@ def _reason(error: RuntimeError) -> str:
     if last.startswith("[nrrd]") and ": " in last:
         return f"it is damaged or incomplete ({last.split(': ', 1)[1].rstrip('.')})"
     return "it is damaged, incomplete, or not of the kind that its name says"
+
+
+def _states_spacing(path: Path) -> bool:
+    """Whether an NRRD or MetaImage header states a spacing; the library takes 1 mm where it does not."""
+    fields = {".nrrd": _NRRD_SPACING, ".nhdr": _NRRD_SPACING, ".mha": _META_SPACING, ".mhd": _META_SPACING}
+    spacing = fields.get(path.suffix.lower())
+    if spacing is None:
+        return True
+    with open(path, "rb") as file:
+        header = file.read(_LONGEST_HEADER)
+    # NRRD's header ends with an empty line, MetaImage's with the name of its data
+    header = re.split(rb"\r?\n\r?\n|^ElementDataFile", header, maxsplit=1, flags=re.MULTILINE)[0]
+    return spacing.search(header) is not None
 
 
 def _check_whole(path: Path, image: SimpleITK.Image) -> None:

@@ -150,13 +150,19 @@ def check_ct(volume: Volume) -> None:
         raise InputError(
             f"The values run from {low:g} to {high:g}: this looks like an 8-bit picture; CTHarmonize needs HU."
         )
+    stored = np.iinfo(np.int16)
+    if low < stored.min or high > stored.max:
+        raise InputError(
+            f"The values run from {low:.6g} to {high:.6g}: CT numbers are stored as {stored.min} to {stored.max}; give "
+            "what lies beyond, such as padding, a value of -3024."
+        )
     measured = hu[(hu > PADDING_BELOW) & (hu < 4000)]
     if measured.size == 0:
         raise InputError(f"No voxel lies between {PADDING_BELOW} and 4000 HU: the values are not CT numbers in HU.")
-    if low >= 0 and np.median(measured) > 500:
+    if measured.min() >= 0 and np.median(measured) > 500:
         raise InputError(
-            f"The values run from {low:g} to {high:g}, none below 0: they look like stored values without their "
-            "rescale intercept; CTHarmonize needs HU, with air near -1000 and water near 0."
+            f"The values run from {measured.min():g} to {high:g}, none below 0: they look like stored values "
+            "without their rescale intercept; CTHarmonize needs HU, with air near -1000 and water near 0."
         )
     if _is_air_at_zero(measured):
         raise InputError(
