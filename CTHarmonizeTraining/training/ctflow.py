@@ -1,4 +1,5 @@
-"""CTFlow's two stages: the encoder by L1, then the flow by likelihood (Wei et al. 2023, sections 2.2 and 2.3)."""
+"""CTFlow's stages: the encoder by L1, then the flow by likelihood (Wei et al. 2023, sections 2.2 and 2.3), with the
+encoder frozen as in the paper, and then with it trained too, as in the authors' code."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from CTHarmonizeTraining.training.base import Pairs, StageConfig, TrainingStage,
 from CTHarmonizeTraining.training.ctflow import EncoderStage, FlowStage
 
 NETWORK = "network.safetensors"
-STAGES = ("encoder", "flow")
+STAGES = ("encoder", "flow", "joint")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FitConfig:
     flow: StageConfig
     truth: str = "clean"
     mean_weight: float = 0.0
-    freeze_encoder: bool = True
+    joint: StageConfig | None = None
     anchor_mm: float | None = None
 
     @classmethod
@@ -54,6 +54,7 @@ class FitConfig:
                     "network": CTFlowConfig.from_dict(entries["network"]),
                     "encoder": _stage(entries["encoder"]),
                     "flow": _stage(entries["flow"]),
+                    "joint": _stage(entries["joint"]) if "joint" in entries else None,
                 }
             )
         except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -107,8 +108,10 @@ def fit(
 
     window = settings.intensity_window
     stage("encoder", EncoderStage(network, settings.encoder, window, settings.truth))
-    options = settings.truth, settings.mean_weight, settings.freeze_encoder
+    options = settings.truth, settings.mean_weight
     stage("flow", FlowStage(network, settings.flow, window, *options))
+    if settings.joint:
+        stage("joint", FlowStage(network, settings.joint, window, *options, freeze_encoder=False))
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, output / NETWORK)
 
 

@@ -232,5 +232,7 @@ def test_shipped_configurations_are_usable() -> None:
     paper, compact = FitConfig.load("ctflow-paper"), FitConfig.load("ctflow-compact")
     assert paper.network == CTFlowConfig() and paper.encoder.iterations == 60000 and paper.flow.iterations == 50000
     assert compact.network.conditions == CONDITIONS and compact.network.form == "residual"
+    assert paper.joint is None and paper.truth == "target" and paper.mean_weight == 0.0  # the paper freezes the encoder
+    assert compact.joint.iterations > 0 and compact.mean_weight > 0
     with pytest.raises(InputError, match="ctflow-compact"):
         FitConfig.load("nothing")

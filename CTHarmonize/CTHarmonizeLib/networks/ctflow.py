@@ -143,8 +143,10 @@ class CTFlow(nn.Module):
         self.levels = nn.ModuleList(levels)
 
     def use_precision(self, dtype: torch.dtype) -> CTFlow:
-        """Run encoder and subnetworks in ``dtype`` (bfloat16 or float32); what inverts stays float32."""
+        """Run encoder and subnetworks in ``dtype`` (bfloat16 or float32); what inverts, and the encoder's first
+        layer, stay float32."""
         self.encoder.to(dtype=dtype, memory_format=torch.channels_last)
+        self.encoder.first.to(torch.float32)
         if self.embedding is not None:
             self.embedding.to(dtype)
         for level in self.levels:

@@ -78,7 +78,10 @@ class RRDBEncoder(nn.Module):
     def forward(self, planes: Tensor, embedding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(estimate (b, 1, h, w), features (b, feature_channels, h / stride, w / stride)) of planes (b, p, h, w)."""
         x = F.pixel_unshuffle(planes, self.stride) if self.stride > 1 else planes
-        first = x = self.first(x.to(self.first.weight.dtype))
+        # bfloat16 would round soft tissue to steps of several HU before the network sees it.
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.first(x.to(self.first.weight.dtype))
+        first = x = x.to(self.trunk.weight.dtype)
         features = []
         for number, block in enumerate(self.blocks, start=1):
             x = x + 0.2 * (block(x) - x)
