@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from CTHarmonizeDemo import cases
+from pydicom.data import get_testdata_file
 
 from CTHarmonizeLib.ct.io import read_volume
+from CTHarmonizeLib.ct.measure import measure_noise
 
 pytest.importorskip("PySide6", reason="the demo needs PySide6-Essentials")
 pytest.importorskip("slicer_core", reason="the demo needs slicer-core")
@@ -27,9 +30,10 @@ def demo(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """The demo's folder after a run on the head slice alone, by the method that needs no training; its text."""
+    """The demo's folder after a run on a slice of a head, by the method that needs no training; its text."""
     folder = tmp_path_factory.mktemp("demo")
-    run = demo("--method", "mtf-filter", "--chest-slices", "0", "--output", folder)
+    path = get_testdata_file("J2K_pixelrep_mismatch.dcm", download=False)
+    run = demo("--ct", path, "--method", "mtf-filter", "--output", folder)
     assert run.returncode == 0, run.stderr
     assert "rror" not in run.stderr, run.stderr
     return folder, run.stdout
@@ -53,6 +57,7 @@ def test_table_says_what_result_json_says(head):
     assert wanted == pytest.approx(report["target"]["acquisition"]["f50"], abs=0.01)
     assert abs(after - wanted) < abs(before - wanted)
     assert "mean of air (HU)" in text and "mean of fat (HU)" in text
+    assert next(folder.glob("*/measured.txt")).read_text(encoding="utf-8").strip() in text
 
 
 def test_pictures_show_something(head):
@@ -61,6 +66,12 @@ def test_pictures_show_something(head):
         pixels = np.asarray(Image.open(path).convert("L"), dtype=np.float32)
         assert pixels.shape[0] > 300 and pixels.shape[1] > 300
         assert pixels.std() > 5.0
+
+
+def test_the_slice_that_comes_along_is_noisy_enough_to_show_something():
+    case = cases.spine()
+    assert case.volume.shape == (1, 128, 128)
+    assert measure_noise(case.volume.hu, case.volume.pixel_spacing).sigma > 25.0
 
 
 def test_a_missing_scan_is_one_sentence(tmp_path):

@@ -106,6 +106,7 @@ def harmonize(host, panel, case: cases.Case, method: str, options: argparse.Name
     if job.state != "done":
         raise CannotRunError(job.error)
     _picture(host, panel, options.output / "panel.png")
+    shutil.copy(options.output / "panel.png", folder)
     for warning in dict.fromkeys([*case.volume.warnings, *job.report.get("warnings", job.warnings)]):
         print(f"Warning: {warning}")
 
@@ -122,7 +123,9 @@ def harmonize(host, panel, case: cases.Case, method: str, options: argparse.Name
     columns = {name: measures.measure(images[name], where, quiet, truth) for name in names}
     wanted = job.report["target"]["acquisition"]
     noise = wanted["noise"] if "dose" in _sets(method) else None
-    print(measures.table(columns, {"noise": noise, "f50": wanted["f50"]}))
+    table = measures.table(columns, {"noise": noise, "f50": wanted["f50"]})
+    print(table)
+    (folder / "measured.txt").write_text(table + "\n", encoding="utf-8")
     figure.draw(folder / "figure.png", _figure_title(case, job), images, where)
     seconds = job.seconds
     print(f"{seconds:.1f} s, {seconds / case.volume.shape[0]:.1f} s a slice. Volumes and figure: {_shown(folder)}/")
@@ -148,7 +151,7 @@ def _cases(options: argparse.Namespace) -> Iterator[cases.Case]:
     if options.ct:
         yield cases.own(options.ct, options.slices, options.kernel, options.dose)
         return
-    yield cases.head()
+    yield cases.spine()
     if options.chest_slices:
         print("\nSimulating a chest ...", flush=True)
         yield cases.chest(options.chest_slices, options.output / "chest-simulated")
