@@ -21,8 +21,9 @@ from CTHarmonizeTraining.importing.matching import Series, match
 from CTHarmonizeTraining.importing.patient import Patient
 
 _MAYO_PATIENT = re.compile(r"[CLN]\d{3}", re.IGNORECASE)
-_FULL = re.compile(r"full|(?<![a-z])fd(?![a-z])", re.IGNORECASE)
-_LOW = re.compile(r"low|quarter|(?<![a-z])qd(?![a-z])", re.IGNORECASE)
+_FULL = re.compile(r"(?<![a-z])(full|fd(?![a-z]))", re.IGNORECASE)
+_LOW = re.compile(r"(?<![a-z])(low|quarter|qd(?![a-z]))", re.IGNORECASE)
+_TCIA_DESCRIPTION = re.compile(r"(full|low) dose images", re.IGNORECASE)
 _MAYO_LOW_DOSE = {"C": 10.0, "L": 25.0, "N": 25.0}
 _FILES_TRIED = 20
 
@@ -84,10 +85,13 @@ def folders(root: Path) -> Iterator[Patient]:
 
 
 def _mayo_dose(folder: _Folder) -> str | None:
-    """``full`` or ``low``, as the nearest folder's name says, else the series description; None where neither does."""
-    for text in (*(part for part in reversed(folder.parts) if not _MAYO_PATIENT.fullmatch(part)), folder.description):
-        if bool(_FULL.search(text)) != bool(_LOW.search(text)):
-            return "full" if _FULL.search(text) else "low"
+    """``full`` or ``low``, as TCIA's series description or else the nearest folder's name says; None without either."""
+    if described := _TCIA_DESCRIPTION.fullmatch(folder.description):
+        return described[1].lower()
+    for part in reversed(folder.parts[1:]):
+        full, low = bool(_FULL.search(part)), bool(_LOW.search(part))
+        if full != low:
+            return "full" if full else "low"
     return None
 
 

@@ -16,13 +16,15 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.ct.io import read_volume
+from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.ctflow import acquisition_vector
 from CTHarmonizeTraining.cli import main
 from CTHarmonizeTraining.data.measured import MeasuredPairs
 from CTHarmonizeTraining.data.pairs import FILTER_MARGIN
-from CTHarmonizeTraining.data.patient import BLOCK, PatientStore
+from CTHarmonizeTraining.data.patient import BLOCK, PatientStore, Reconstruction
 from CTHarmonizeTraining.data.splits import PARTS, Splits, drawn_part, stores_for
 from CTHarmonizeTraining.importing.anatomy import MU_MAX
 from CTHarmonizeTraining.importing.command import import_collection
@@ -121,7 +123,7 @@ def test_tcia_folders_are_read_and_projections_passed_over(tmp_path, capsys) -> 
     write_series(study / "1.000000-Full Dose Images-71581", phantom(4, 10), StudyInstanceUID="1.1")
     write_series(study / "1.000000-Low Dose Images-39882", phantom(4, 30, 1), StudyInstanceUID="1.1")
     write_series(study / "1.000000-Full dose projections-24362", phantom(4, 0), StudyInstanceUID="1.1")
-    head = tmp_path / "LDCT-and-Projection-data" / "N005" / "1.2.840.1"
+    head = tmp_path / "LDCT-and-Projection-data" / "low dose set" / "N005" / "1.2.840.1"
     for name, noise, words in (("1.2.840.2", 10, "Full Dose Images"), ("1.2.840.3", 20, "Low Dose Images")):
         write_series(head / name, phantom(4, noise), StudyInstanceUID="1.5", SeriesDescription=words)
     import_collection("mayo", tmp_path / "LDCT-and-Projection-data", tmp_path / "out")
@@ -299,6 +301,18 @@ def test_crops_are_the_volumes_and_lie_in_the_body(challenge) -> None:
     assert len(seen) > 3
 
 
+def test_padding_reaches_the_network_as_air(tmp_path) -> None:
+    hu = phantom(4, 10)
+    hu[:, 44:52, 44:52] = -3024
+    acquisition = Acquisition(2.0, 3.0, 1.0, 10.0, PIXEL, 2.0)
+    entries = [Reconstruction(name, acquisition, dose, {}) for name, dose in (("a", 100.0), ("b", 25.0))]
+    volumes = [Volume(hu, (PIXEL, PIXEL, 2.0))] * 2
+    PatientStore.write(tmp_path / "x.zarr", "x", "folders", [(entries, volumes)])
+    pairs = MeasuredPairs([tmp_path / "x.zarr"], 10, 48, planes=1)
+    lowest = {float(pairs[index][key].min()) for index in range(10) for key in ("planes", "target")}
+    assert min(lowest) == -1024.0
+
+
 def test_items_depend_on_seed_and_index_only(challenge) -> None:
     store = challenge[1] / "L067.zarr"
     one, again, other = (MeasuredPairs([store], 100, 32, seed=seed) for seed in (1, 1, 2))
@@ -355,7 +369,8 @@ def test_lodopab_gives_back_the_scanners_hu_and_keeps_its_parts(tmp_path) -> Non
     import_collection("lodopab", tmp_path / "in", tmp_path / "out")
     assert pytest.approx(81.35858) == MU_MAX
     volume = read_volume(tmp_path / "out" / "LoDoPaB-train-0011.nrrd")
-    assert volume.hu.dtype == np.int16 and np.array_equal(volume.hu, hu[[0, 2]])
+    error = np.abs(volume.hu - hu[[0, 2]])
+    assert volume.hu.dtype == np.int16 and error.max() <= 1 and error.mean() < 5e-4
     assert volume.pixel_spacing == pytest.approx(260 / 362)
     kept = zarr.open_group(str(tmp_path / "out" / "observations" / "LoDoPaB-train-0011.zarr"))["observation"]
     assert kept.shape == (2, 10, 513) and kept[1].mean() == 2.0
@@ -399,7 +414,7 @@ def configuration(tmp_path) -> Path:
     stage = {"iterations": 2, "batch": 2, "learning_rate": 0.0001}
     settings = {
         "method": "ctflow", "intensity_window": [-1000, 500], "network": network, "truth": "target",
-        "data": {"size": 32, "workers": 0, "kernels": ["medium", "medium"], "full_dose_share": 1.0},
+        "data": {"size": 32, "workers": 1, "kernels": ["medium", "medium"], "full_dose_share": 1.0},
         "encoder": stage, "flow": stage,
     }  # fmt: skip
     path = tmp_path / "tiny.yaml"
