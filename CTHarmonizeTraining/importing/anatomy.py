@@ -32,7 +32,7 @@ def lodopab_hu(image: np.ndarray) -> np.ndarray:
     """HU, int16, (rows, columns) of a LoDoPaB-CT ground truth in [0, 1].
 
     It was made of whole HU plus a uniform random number in [0, 1), as attenuation over :data:`MU_MAX`, transposed and
-    clipped below -1001 HU: rounding down gives the scanner's values back, but for 1 HU in few pixels (single precision).
+    clipped below -1001 HU: rounding down gives the scanner's values back, but for 1 HU in few pixels.
     """
     exact = (image.astype(np.float64).T * MU_MAX - MU_WATER) * 1000.0 / (MU_WATER - MU_AIR)
     return np.floor(exact).astype(np.int16)
