@@ -18,11 +18,12 @@ def main(arguments: list[str] | None = None) -> int:
         from jsonargparse import auto_cli
 
         from CTHarmonizeTraining.evaluation.pairs_table import evaluate
+        from CTHarmonizeTraining.importing.command import import_collection
         from CTHarmonizeTraining.simulation.command import simulate
         from CTHarmonizeTraining.training.fit import fit
 
         auto_cli(
-            {"simulate": simulate, "fit": fit, "evaluate": evaluate},
+            {"simulate": simulate, "import": import_collection, "fit": fit, "evaluate": evaluate},
             args=[argument for argument in arguments if argument != "--debug"],
             prog="ctharmonize-train",
             epilog="--debug, anywhere: show the traceback of an error",

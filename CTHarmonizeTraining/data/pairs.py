@@ -205,7 +205,7 @@ class PairDataset(Dataset):
             torch.from_numpy(source.astype(np.float32))[None], source_acquisition, target_acquisition, self.planes
         )[0]
         inner = (..., slice(FILTER_MARGIN, -FILTER_MARGIN), slice(FILTER_MARGIN, -FILTER_MARGIN))
-        turned = _turner(rng)
+        turned = turner(rng)
         return {
             "planes": turned(planes[inner]),
             "clean": turned(torch.from_numpy(truth)[None][inner]),
@@ -253,7 +253,7 @@ def _acquisition(mtf: Mtf, noise: float, pixel: float, thickness: float) -> Acqu
     return Acquisition(mtf.f50, mtf.f10, mtf.peak, noise, pixel, thickness)
 
 
-def _turner(rng: np.random.Generator):
+def turner(rng: np.random.Generator):
     """One of the eight turns and flips of a square, the same for all images of a pair."""
     turns, flip = int(rng.integers(4)), bool(rng.integers(2))
 

@@ -1,7 +1,8 @@
-"""``ctharmonize-train fit``: from a configuration and scene stores to trained checkpoints and a model folder."""
+"""``ctharmonize-train fit``: from a configuration and stores to trained checkpoints and a model folder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,12 +14,17 @@ from safetensors.torch import save_file
 
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig
+from CTHarmonizeTraining.data.measured import MeasuredPairs
 from CTHarmonizeTraining.data.pairs import PairDataset
+from CTHarmonizeTraining.data.patient import PatientStore
+from CTHarmonizeTraining.data.splits import Splits, stores_for
 from CTHarmonizeTraining.training.base import Pairs, StageConfig, TrainingStage, run_stage
 from CTHarmonizeTraining.training.ctflow import EncoderStage, FlowStage
 
 NETWORK = "network.safetensors"
 STAGES = ("encoder", "flow", "joint")
+SIMULATED_ONLY = ("kernels", "pixel_range", "measurement_error")
+"""Entries of a configuration's ``data`` that choose what to simulate; measured pairs are as they were measured."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +87,21 @@ def fit(
 
     Args:
         configuration: name of a shipped configuration, or a YAML file.
-        stores: scene store to train on, or a folder of them (*.zarr).
+        stores: store of scenes or of measured pairs to train on, or a folder of one kind (*.zarr); of a folder with
+            splits.json its part train.
         output: folder for checkpoints, logs and network.safetensors, the trained network.
-        validation: scene store or folder of them that is only measured on.
-        weights: how often a store is drawn, by its name without .zarr; the others stay at their number of scenes.
+        validation: store or folder of them that is only measured on, of a folder with splits.json its part
+            validation; where left out, that part of the folder of stores, if it has one.
+        weights: how often a store is drawn, by its name without .zarr; the others stay at their scenes or slices.
         seed: of weights, data and dequantisation.
         accelerator: auto, cpu or gpu.
         precision: auto, 32-true, bf16-mixed.
         progress: show a progress bar.
     """
     settings = FitConfig.load(configuration)
-    training_stores = found_stores(stores)
-    held_out_stores = found_stores(validation) if validation else []
+    training_stores = stores_for(stores, "train")
+    held_out_stores = _held_out(stores, validation)
+    dataset = _dataset([*training_stores, *held_out_stores], settings.truth)
     L.seed_everything(seed, workers=True)
     network = CTFlow(settings.network).to(memory_format=torch.channels_last)
 
@@ -100,9 +109,11 @@ def fit(
         batch = module.stage.batch
         options = {"planes": settings.network.planes, **settings.data}
         workers = options.pop("workers", 1)
+        if dataset is MeasuredPairs:
+            options = {key: value for key, value in options.items() if key not in SIMULATED_ONLY}
         count = module.stage.iterations * batch
-        training = PairDataset(training_stores, count, seed=_seed_of(seed, name), weights=weights, **options)
-        held_out = PairDataset(held_out_stores, 16 * batch, seed=12345, **options) if held_out_stores else None
+        training = dataset(training_stores, count, seed=_seed_of(seed, name), weights=weights, **options)
+        held_out = dataset(held_out_stores, 16 * batch, seed=12345, **options) if held_out_stores else None
         data = Pairs(training, held_out, batch, workers)
         run_stage(module, data, Path(output) / name, precision, accelerator=accelerator, progress=progress)
 
@@ -115,12 +126,25 @@ def fit(
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, output / NETWORK)
 
 
-def found_stores(path: Path) -> list[Path]:
-    """The store at ``path``, or those in it. Raises InputError where there is none."""
-    found = [path] if (path / "zarr.json").is_file() else sorted(path.glob("*.zarr"))
-    if not found:
-        raise InputError(f"There are no scene stores in '{path}': make them with 'ctharmonize-train simulate'.")
-    return found
+def _held_out(stores: Path, validation: Path | None) -> list[Path]:
+    if validation is not None:
+        return stores_for(validation, "validation")
+    parts = Splits.of(stores).patients
+    return [path for path in sorted(stores.glob("*.zarr")) if parts.get(path.stem) == "validation"]
+
+
+def _dataset(stores: Sequence[Path], truth: str) -> type[PairDataset] | type[MeasuredPairs]:
+    """What reads ``stores``. Raises InputError where they are of two kinds, or cannot give the ``truth``."""
+    measured = {PatientStore.recognizes(path) for path in stores}
+    if len(measured) == 2:
+        raise InputError("Simulated scenes and measured pairs cannot be mixed: train on one kind of store.")
+    if measured == {False}:
+        return PairDataset
+    if truth != "target":
+        raise InputError(
+            f"Measured pairs have no noise-free image: the configuration's truth has to be target, not {truth}."
+        )
+    return MeasuredPairs
 
 
 def _seed_of(seed: int, stage: str) -> int:

@@ -1,0 +1,121 @@
+"""Training pairs: random crops of measured reconstructions of the same slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.methods.ctflow import acquisition_vector, source_planes
+from CTHarmonizeTraining.data.pairs import FILTER_MARGIN, turner
+from CTHarmonizeTraining.data.patient import BLOCK, MatchedSet, PatientStore
+
+BODY_SHARE = 0.8
+"""Least share of body in a crop, as CTFlow was trained (Wei et al. 2023)."""
+
+FULL_DOSE = 0.8
+"""Share of a set's highest dose from which a reconstruction counts as full dose: noise tells dose only so well."""
+
+LOWEST_HU = -1024.0
+"""Padding outside the field of view counts as air."""
+
+
+class MeasuredPairs(Dataset):
+    """Endless pairs of measured crops; item ``i`` is always the same for the same seed and stores.
+
+    An item has ``planes`` (p, size, size) and ``target`` (1, size, size) in HU, and ``acquisition``, the conditions, as
+    :class:`~CTHarmonizeTraining.data.pairs.PairDataset` has. It has no ``clean``: nobody knows a patient without
+    noise, so the configuration's ``truth`` is ``target``. Source and target are two reconstructions of one set;
+    ``series`` (source, target), patterns such as ``("low*", "full*")``, limits them by name. ``full_dose_share`` of
+    the pairs have a target at the set's full dose and a source at less, the others any dose. ``weights`` says by name
+    how often a store is drawn; the others count the slices in which a crop lies in the body.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[str | Path],
+        length: int,
+        size: int = 64,
+        planes: int = 2,
+        seed: int = 0,
+        weights: Mapping[str, float] | None = None,
+        series: tuple[str, str] = ("*", "*"),
+        full_dose_share: float = 0.6,
+    ) -> None:
+        self.length, self.size, self.planes, self.seed = length, size, planes, seed
+        self.full_dose_share = full_dose_share
+        self.sources: list[_Source] = []
+        share: list[float] = []
+        opened = [PatientStore(path) for path in stores]
+        unknown = set(weights or ()) - {store.path.stem for store in opened}
+        if unknown:
+            raise InputError(f"There is no store called {', '.join(sorted(unknown))}.")
+        for store in opened:
+            sources = [source for entry in store.sets if (source := _Source(entry, size, series)).usable]
+            counts = np.array([len(source.slices) for source in sources], dtype=float)
+            weight = (weights or {}).get(store.path.stem)
+            share.extend(counts if weight is None else weight * counts / max(counts.sum(), 1.0))
+            self.sources.extend(sources)
+        if not sum(share):
+            raise InputError(
+                f"No pair of '{series[0]}' and '{series[1]}' with a crop of {size} pixels inside the body was found "
+                f"in {len(opened)} stores."
+            )
+        self.share = np.array(share) / sum(share)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        drawn = self.sources[rng.choice(len(self.sources), p=self.share)]
+        pairs = drawn.upward if rng.random() < self.full_dose_share else drawn.pairs
+        source, target = pairs[rng.integers(len(pairs))]
+        number, row, column = drawn.place(rng)
+        size, margin = self.size, FILTER_MARGIN
+        window = (number, slice(row - margin, row + size + margin), slice(column - margin, column + size + margin))
+        seen, wanted = (
+            torch.from_numpy(np.maximum(drawn.set.hu[(which, *window)], LOWEST_HU).astype(np.float32))
+            for which in (source, target)
+        )
+        told = [drawn.set.reconstructions[which].acquisition for which in (source, target)]
+        inner = (..., slice(margin, -margin), slice(margin, -margin))
+        turned = turner(rng)
+        return {
+            "planes": turned(source_planes(seen[None], *told, self.planes)[0][inner]),
+            "target": turned(wanted[None][inner]),
+            "acquisition": torch.tensor(acquisition_vector(*told)),
+        }
+
+
+class _Source:
+    """A matched set, the (source, target) pairs that may be drawn from it, and its ``slices`` with room for a crop."""
+
+    def __init__(self, entry: MatchedSet, size: int, series: tuple[str, str]) -> None:
+        self.set = entry
+        names = [reconstruction.name for reconstruction in entry.reconstructions]
+        dose = np.array([reconstruction.dose for reconstruction in entry.reconstructions])
+        self.pairs = [
+            (source, target)
+            for source in range(len(names))
+            for target in range(len(names))
+            if source != target and fnmatch(names[source], series[0]) and fnmatch(names[target], series[1])
+        ]
+        full = dose >= FULL_DOSE * dose.max()
+        self.upward = [pair for pair in self.pairs if full[pair[1]] and not full[pair[0]]] or self.pairs
+        self.windows = entry.body_windows(size, BODY_SHARE, FILTER_MARGIN)
+        self.slices = np.flatnonzero(self.windows.any((1, 2)))
+        self.usable = bool(self.pairs) and len(self.slices) > 0
+
+    def place(self, rng: np.random.Generator) -> tuple[int, int, int]:
+        """Slice, and first row and column of a crop, in pixels."""
+        number = int(rng.choice(self.slices))
+        rows, columns = np.nonzero(self.windows[number])
+        at = rng.integers(len(rows))
+        return number, BLOCK * int(rows[at]), BLOCK * int(columns[at])

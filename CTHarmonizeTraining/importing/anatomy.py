@@ -1,0 +1,166 @@
+"""Collections without pairs, whose images serve as anatomy for ``simulate``: ``lodopab`` and ``luna``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from CTHarmonizeLib.ct.io import read_volume, write_nrrd
+from CTHarmonizeLib.ct.volume import Volume, check_ct
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeTraining.importing.patient import Patient
+
+MU_WATER, MU_AIR = 20.0, 0.02
+MU_MAX = 3071.0 * (MU_WATER - MU_AIR) / 1000.0 + MU_WATER
+"""Linear attenuation (1/m) that LoDoPaB-CT calls 1: 81.35858, of 3071 HU."""
+
+LODOPAB_PIXEL, LODOPAB_THICKNESS = 260.0 / 362.0, 2.0
+"""mm: all images are taken to be 26 cm wide; their thickness is not told, 2 mm is usual in LIDC."""
+
+OBSERVATIONS = "observations"
+
+_GROUND_TRUTH = re.compile(r"ground_truth_(train|validation|test)_(\d{3})\.hdf5")
+_LIDC_PATIENT = re.compile(r"LIDC-IDRI-\d{4}", re.IGNORECASE)
+
+
+def lodopab_hu(image: np.ndarray) -> np.ndarray:
+    """HU, int16, (rows, columns) of a LoDoPaB-CT ground truth in [0, 1].
+
+    It was made of whole HU plus a uniform random number in [0, 1), as attenuation over :data:`MU_MAX`, transposed and
+    clipped below -1001 HU: rounding down gives the scanner's values back, but for 1 HU in few pixels.
+    """
+    exact = (image.astype(np.float64).T * MU_MAX - MU_WATER) * 1000.0 / (MU_WATER - MU_AIR)
+    return np.floor(exact).astype(np.int16)
+
+
+def lodopab(root: Path) -> Iterator[Patient]:
+    """Patients of LoDoPaB-CT (doi 10.5281/zenodo.3384092; Leuschner et al., Sci Data 8:109, 2021), unpacked.
+
+    ``ground_truth_PART_NNN.hdf5`` and ``observation_PART_NNN.hdf5`` hold 128 images each in the data set ``data``:
+    (n, 362, 362) in [0, 1] and (n, 1000, 513), the measured line integrals over MU_MAX. ``patient_ids_rand_PART.csv``
+    has a patient's number for each image; without it a file counts as a patient. The collection's own parts (train,
+    validation, test) are kept. How values were made is told by the script that the authors published with it.
+
+    A patient's images become the slices of an anatomy; they are no neighbours, so simulate them slice by slice.
+    Observations go to ``observations/NAME.zarr``, in the order of the slices, for methods that read projections.
+    """
+    files = {}
+    for path in sorted(root.rglob("ground_truth_*.hdf5")):
+        if named := _GROUND_TRUTH.fullmatch(path.name):
+            files[named[1], int(named[2])] = path
+    for part in sorted({part for part, _ in files}):
+        images: dict[int, list[tuple[Path, int]]] = {}
+        table = next(iter(sorted(root.rglob(f"patient_ids_rand_{part}.csv"))), None)
+        patients = None if table is None else _patient_ids(table)
+        for number in sorted(number for of, number in files if of == part):
+            path = files[part, number]
+            try:
+                count = _count(path)
+            except InputError as error:
+                yield Patient.refused(path.stem, ".nrrd", str(error))
+                continue
+            for index in range(count):
+                place = 128 * number + index
+                if patients is None:
+                    images.setdefault(number, []).append((path, index))
+                elif place < len(patients):
+                    images.setdefault(patients[place], []).append((path, index))
+        for patient, places in sorted(images.items()):
+            name = f"LoDoPaB-{part}-{patient:04d}"
+            yield Patient(name, ".nrrd", partial(_write_lodopab, name, places), part)
+
+
+def luna(root: Path) -> Iterator[Patient]:
+    """Patients of LUNA16 (luna16.grand-challenge.org), a choice of LIDC-IDRI: ``subset0/<SeriesInstanceUID>.mhd``.
+
+    Values are HU. A file counts as a patient and is called by its UID, or, in a folder ``LIDC-IDRI-NNNN``, by that. Of
+    LIDC's 1010 patients 8 have two scans, which only such folders keep together. Lung masks (``seg-lungs-LUNA16``)
+    are passed over.
+    """
+    scans: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*.mhd")):
+        parts = path.relative_to(root).parts
+        if any(part.lower().startswith("seg-") for part in parts):
+            continue
+        patient = next((part.upper() for part in parts[:-1] if _LIDC_PATIENT.fullmatch(part)), path.stem)
+        scans.setdefault(patient, []).append(path)
+    for patient, paths in sorted(scans.items()):
+        yield Patient(patient, ".nrrd", partial(_write_luna, paths))
+
+
+def _write_luna(paths: Sequence[Path], path: Path) -> list[str]:
+    volume = read_volume(paths[0])
+    check_ct(volume)
+    write_nrrd(volume, path)
+    return [f"'{other.name}' is a further scan of the patient and was left out." for other in paths[1:]]
+
+
+def _write_lodopab(name: str, places: Sequence[tuple[Path, int]], path: Path) -> list[str]:
+    slices = [(*place, hu) for place in places if (hu := _image(*place)) is not None]
+    if not slices:
+        raise InputError("all its images are empty.")
+    hu = np.stack([image for *_, image in slices])
+    spacing = (LODOPAB_PIXEL, LODOPAB_PIXEL, LODOPAB_THICKNESS)
+    without = _write_observations([place[:2] for place in slices], path.parent / OBSERVATIONS / f"{name}.zarr")
+    write_nrrd(Volume(hu, spacing), path)
+    return [f"there is no '{file}', so its observations are missing." for file in without]
+
+
+def _write_observations(places: Sequence[tuple[Path, int]], path: Path) -> list[str]:
+    """Write the observations of ``places`` to ``path``; returns the names of files that are missing, or nothing."""
+    import zarr
+
+    files = [file.with_name(file.name.replace("ground_truth", "observation")) for file, _ in places]
+    # archives unpacked side by side give each kind its own folder
+    files = [
+        file if file.exists() else Path(str(file.parent).replace("ground_truth", "observation"), file.name)
+        for file in files
+    ]
+    missing = sorted({file.name for file in files if not file.exists()})
+    if missing:
+        return missing
+    first = _read(files[0], places[0][1])
+    array = zarr.open_group(os.fspath(path), mode="w", attributes={"mu_max": MU_MAX}).create_array(
+        "observation", shape=(len(places), *first.shape), chunks=(1, *first.shape), dtype="float32"
+    )
+    for number, (file, (_, index)) in enumerate(zip(files, places, strict=True)):
+        array[number] = _read(file, index)
+    return []
+
+
+def _patient_ids(table: Path) -> list[int]:
+    try:
+        return [int(line) for line in table.read_text(encoding="utf-8").split()]
+    except ValueError as error:
+        raise InputError(f"'{table.name}' is no list of patients' numbers: {error}.") from error
+
+
+def _count(path: Path) -> int:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as data:
+            return len(data["data"])
+    except (OSError, KeyError) as error:
+        raise InputError(f"'{path.name}' cannot be read: it is damaged, or holds no data set 'data'.") from error
+
+
+def _read(path: Path, index: int) -> np.ndarray:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as data:
+            return data["data"][index]
+    except (OSError, KeyError, IndexError) as error:
+        raise InputError(f"'{path.name}' is damaged or too short: its image {index} cannot be read.") from error
+
+
+def _image(path: Path, index: int) -> np.ndarray | None:
+    """HU of an image; None where the file's last places were left empty."""
+    image = _read(path, index)
+    return lodopab_hu(image) if image.any() else None

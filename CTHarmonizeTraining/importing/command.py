@@ -1,0 +1,80 @@
+"""``ctharmonize-train import``: a collection's patients as stores, and a split of them that stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Literal
+
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.harmonization import check_output_folder
+from CTHarmonizeTraining.data.splits import SPLITS, Splits
+from CTHarmonizeTraining.importing.anatomy import lodopab, luna
+from CTHarmonizeTraining.importing.dicom import folders, mayo
+from CTHarmonizeTraining.importing.patient import Patient
+
+LAYOUTS = {"mayo": mayo, "folders": folders, "lodopab": lodopab, "luna": luna}
+
+
+def import_collection(
+    layout: Literal["mayo", "folders", "lodopab", "luna"], input: Path, output: Path, seed: int | None = None
+) -> None:
+    """Write a collection's patients into a folder, one store each, and splits.json. Patients that it has are kept.
+
+    Args:
+        layout: mayo and folders give pairs for fit (.zarr); lodopab and luna give anatomy for simulate (.nrrd).
+        input: folder of the collection.
+        output: folder for the stores and splits.json, which says who is trained, validated and tested on.
+        seed: of the split; frozen once the folder has one (0 where left out).
+    """
+    root = Path(input).expanduser().resolve()
+    if not root.is_dir():
+        raise InputError(f"There is no folder '{input}'.")
+    output = check_output_folder(output)
+    splits = Splits.of(output, seed)
+    there, reasons = 0, []
+    for patient in LAYOUTS[layout](root):
+        path = output / f"{patient.name}{patient.suffix}"
+        if not path.exists():
+            try:
+                notes = _write(patient, path, splits)
+            except InputError as error:
+                reasons.append(f"Patient {patient.name} was left out: {error}")
+                _say(reasons[-1])
+                continue
+            _say(f"Patient {patient.name}: {splits.add(patient.name)}.")
+            for note in notes:
+                _say(f"Note on patient {patient.name}: {note}")
+        there += 1
+    if not there:
+        why = f" {reasons[0]}" if reasons else ""
+        raise InputError(f"Nothing in '{input}' could be imported as '{layout}'.{why}")
+    _say(f"{there} patients in '{output}', {len(reasons)} left out; {SPLITS} says who is in which part.")
+
+
+def _write(patient: Patient, path: Path, splits: Splits) -> list[str]:
+    """Write a patient, whole or not at all, and its part of the split."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    try:
+        _remove(partial)
+        notes = patient.write(partial)
+        splits.add(patient.name, patient.part)
+        splits.write(path.parent)
+        os.replace(partial, path)
+    finally:
+        _remove(partial)
+    return notes
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
