@@ -150,6 +150,18 @@ def test_the_report_says_what_was_simulated(ct, pair):
     assert facts["warnings"] == ["The slices of 48 x 41 pixels were padded with air to 48 x 48."]
 
 
+def test_a_fan_with_blur_shows_the_same_anatomy(ct, pair, tmp_path):
+    run = ["simulate", str(ct), str(tmp_path), "--source_kernel", "ge-standard", "--source_dose", "5"]
+    run += ["--target_kernel", "3.5", "--slices", "1:3", "--views", str(VIEWS), "--device", "cpu"]
+    assert main([*run, "--beam", "fan", "--focal_spot", "0.6", "--tube_modulation", "1"]) == 0
+    plain, fan = values(pair), values(tmp_path)
+    difference = (fan["target_noise_free"] - plain["target_noise_free"])[:, 8:33, 12:37]
+    assert np.abs(difference).mean() < 3.0 and abs(difference.mean()) < 1.0
+    facts = json.loads((tmp_path / "simulation.json").read_text(encoding="utf-8"))
+    assert (facts["beam"], facts["detector_width"], facts["focal_spot"]) == ("fan", 0.5, 0.6)
+    assert facts["source"]["kernel"] == "ge-standard" and facts["source"]["f50"] == pytest.approx(4.0)  # of 4.1
+
+
 def test_a_cut_out_is_warned_of(tmp_path):
     hu = np.full((1, 48, 48), 40, np.int16)
     hu[:, :4] = -1000
@@ -201,6 +213,13 @@ def test_scenes_go_into_a_store_that_goes_on(ct, tmp_path, monkeypatch):
         ({"input": "phantom:x"}, "'phantom:x' is no phantom"),
         ({"input": "none.nrrd"}, "There is no file or folder 'none.nrrd'"),
         ({"device": "tpu"}, "no device 'tpu'"),
+        ({"beam": "cone"}, "no beam 'cone'"),
+        ({"focal_spot": 3.0}, "focal spot of 3 is out of range"),
+        ({"detector_width": 0.0}, "detector width of 0 is out of range"),
+        ({"tube_modulation": 1.5}, "tube modulation of 1.5 is out of range"),
+        ({"beam": "fan", "scenes": 2}, "plain parallel beams"),
+        ({"detector_width": 2.0, "target_kernel": 5.0, "pixel_spacing": 0.5}, "too sharp for this detector"),
+        ({"source_kernel": "ge-b30f"}, "Kernel 'ge-b30f' is unknown"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_writes_nothing(ct, tmp_path, options, sentence):
