@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from CTHarmonizeTraining.simulation.fan import FanBeam, project_fan, rebin
-from CTHarmonizeTraining.simulation.noise import DEFAULT_EXPOSURE, Exposure, add_noise, tube_current
+from CTHarmonizeTraining.simulation.noise import DEFAULT_EXPOSURE, Exposure, add_noise, extra_noise, tube_current
 from CTHarmonizeTraining.simulation.projector import Geometry, Grid, Modulation, attenuation, forward_project
 from CTHarmonizeTraining.simulation.scan import reconstruct
 
@@ -38,6 +38,11 @@ class Scanner:
         """Noisy line integrals (views, detectors, doses) of one slice's ``clean`` (views, detectors, 1)."""
         repeated = clean.expand(-1, -1, len(doses))
         return add_noise(repeated, self.percent(clean, doses), self.pitch, generator, self.exposure)
+
+    def extra_noise(self, clean: Tensor, dose: float, generator: torch.Generator) -> Tensor:
+        """What to add to the readings ``clean`` (views, detectors, 1) of a scan at 100 % to make it one at ``dose``."""
+        full, less = self.percent(clean, [100.0]), self.percent(clean, [dose])
+        return extra_noise(clean, full, less, self.pitch, generator, self.exposure)
 
     def percent(self, clean: Tensor, doses: Sequence[float]) -> Tensor | Sequence[float]:
         """Dose of each reading, percent of a parallel one's at 100 %: broadcasts to (views, detectors, doses)."""
