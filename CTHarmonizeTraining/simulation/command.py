@@ -20,6 +20,7 @@ from CTHarmonizeTraining.simulation.fan import FanBeam
 from CTHarmonizeTraining.simulation.noise import Exposure
 from CTHarmonizeTraining.simulation.pair import Desk, Side, whole_slices
 from CTHarmonizeTraining.simulation.projector import Geometry
+from CTHarmonizeTraining.simulation.report import measure_sides, write_report
 from CTHarmonizeTraining.simulation.scanner import Scanner
 from CTHarmonizeTraining.simulation.scenes import simulate_scenes
 from CTHarmonizeTraining.simulation.subject import check, read_subject
@@ -49,6 +50,7 @@ def simulate(
     source_thickness: float | None = None,
     target_thickness: float | None = None,
     insert_noise: float | None = None,
+    report: bool = False,
 ) -> None:
     """Scan one anatomy twice: source.nrrd, target.nrrd, target_noise_free.nrrd and simulation.json.
 
@@ -85,6 +87,7 @@ def simulate(
         target_thickness: as source_thickness.
         insert_noise: instead of two scans: the CT itself as target, and as source the same with the noise of so
             many percent of its own dose. photons are then those of its own scan, and source_kernel its own kernel.
+        report: also write report.html: example slices, and sharpness, noise and HU measured in a wire and in water.
     """
     where = _device(device)
     check("views", views, views >= 4 and views % 4 == 0, "a positive multiple of 4")
@@ -101,8 +104,8 @@ def simulate(
         raise InputError(f"There is no beam '{beam}': give parallel or fan.")
     if scenes and (beam != "parallel" or detector_width or focal_spot or tube_modulation):
         raise InputError("Scenes are always scanned in plain parallel beams: leave beam, blur and modulation out.")
-    if scenes and (source_thickness or target_thickness or insert_noise):
-        raise InputError("Scenes take no thickness of source or target and no inserted noise.")
+    if scenes and (source_thickness or target_thickness or insert_noise or report):
+        raise InputError("Scenes take no thickness of source or target, no inserted noise and no report.")
     if insert_noise is not None:
         check("dose to insert noise for", insert_noise, 0.1 <= insert_noise < 100.0, "0.1 to less than 100 %")
         if input.startswith("phantom:") or pixel_spacing or size or source_thickness or target_thickness:
@@ -177,6 +180,11 @@ def simulate(
         (output / "simulation.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise CannotRunError(f"'{output / 'simulation.json'}' cannot be written: {error.strerror}.") from error
+    if report:
+        _say("measuring for the report")
+        sides = {"source": source, "target": target} if insert_noise is None else {"source": source}
+        measured = measure_sides(scanner, sides, seed, where)
+        write_report(output / "report.html", f"Simulated pair of {subject.name}", facts, volumes, sides, measured)
 
 
 def _scanner(
