@@ -117,8 +117,7 @@ class WaterCylinder:
         counts = percent / 100.0 * exposure.photons * share * np.exp(-middle)
         variance = 1.0 / counts + exposure.electronic**2 * share / counts**2
         per_mm = frequency / 10.0
-        blur = geometry.blur(torch.from_numpy(per_mm)).numpy()
-        gain = per_mm * np.asarray(mtf(frequency)) ** 2 / blur**2
+        gain = per_mm * np.asarray(mtf(frequency)) ** 2 / geometry.blur(per_mm) ** 2
         return np.pi / geometry.views * geometry.pitch * variance * gain * (1000.0 / WATER_ATTENUATION) ** 2
 
 

@@ -113,8 +113,8 @@ def _turned(values: Tensor, angles: Tensor) -> Tensor:
 def _to_even_positions(fine: Tensor, fan: FanBeam) -> Tensor:
     """From equal steps in gamma to the detectors of ``fan.geometry``, equal steps in t; (views, rays, batch).
 
-    Up-sampled, then by cubic polynomials: they change the modulation by less than 0.3 % up to the rays' Nyquist
-    frequency, so nothing needs to be compensated.
+    Up-sampled, then by cubic polynomials: midway between samples they keep 99.2 % of the modulation at the rays'
+    Nyquist frequency and 99.9 % at half of it, so nothing needs to be compensated.
     """
     rays = fine.shape[1]
     n = next_fast_len(rays + 32, real=True)

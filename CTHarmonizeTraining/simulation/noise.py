@@ -55,8 +55,8 @@ def add_noise(
 
 def extra_noise(
     line_integrals: Tensor,
-    full: float | Tensor,
-    less: float | Tensor,
+    full: float | Sequence[float] | Tensor,
+    less: float | Sequence[float] | Tensor,
     pitch: float,
     generator: torch.Generator,
     exposure: Exposure = DEFAULT_EXPOSURE,
@@ -67,7 +67,7 @@ def extra_noise(
     Tomogr. 36, 2012, with the electronic part): 1 / N + electronic^2 / N^2 for N counts.
     """
 
-    def variance(dose: float | Tensor) -> Tensor:
+    def variance(dose: float | Sequence[float] | Tensor) -> Tensor:
         blank, electronic = _blank(line_integrals, dose, pitch, exposure)
         counts = blank * torch.exp(-line_integrals)
         return 1.0 / counts + electronic / counts**2

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ LEAST_MODULATION = 0.05
 
 WIDE_BAND_EDGE = 12.0
 """Highest frequency (lp/cm) of a base image to which kernels are applied later."""
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 Modulation = Callable[[np.ndarray], np.ndarray]
 """Total MTF of an image: modulation at frequencies in lp/cm."""
@@ -82,15 +85,16 @@ class Geometry:
         """Position t of the detectors, mm: (detectors,) float64."""
         return _middled(self.detectors) * self.pitch
 
-    def blur(self, frequency: Tensor) -> Tensor:
-        """MTF of detector and focal spot at ``frequency`` (cycles per mm), float64."""
-        detector = torch.sinc(frequency * (self.aperture or self.pitch))
-        return detector * torch.sinc(frequency * self.focal_spot) if self.focal_spot else detector
+    def blur(self, frequency: Array) -> Array:
+        """MTF of detector and focal spot at ``frequency`` (cycles per mm), float64, a tensor or an array."""
+        sinc = torch.sinc if isinstance(frequency, Tensor) else np.sinc
+        detector = sinc(frequency * (self.aperture or self.pitch))
+        return detector * sinc(frequency * self.focal_spot) if self.focal_spot else detector
 
     def usable_band(self) -> float:
         """Frequency (lp/cm) up to which detector and focal spot leave enough modulation to be divided out."""
-        frequency = torch.linspace(0.0, 0.5 / self.pitch, 4096, dtype=torch.float64)
-        return 10.0 * float(frequency[(self.blur(frequency) > LEAST_MODULATION).cumprod(0).bool()].max())
+        frequency = np.linspace(0.0, 0.5 / self.pitch, 4096)
+        return 10.0 * float(frequency[_usable(self.blur(frequency))].max())
 
     def upsampled(self) -> Geometry:
         """Sampling of the filtered projections."""
@@ -229,6 +233,11 @@ def _powers(turns: Tensor, count: int, device: torch.device) -> Tensor:
     return (coarse[:, None] * fine).flatten(0, 1)[:count]
 
 
+def _usable(blur: np.ndarray) -> np.ndarray:
+    """Where ``blur``, at rising frequencies, has not yet fallen to :data:`LEAST_MODULATION`."""
+    return np.logical_and.accumulate(blur > LEAST_MODULATION)
+
+
 def _response(geometry: Geometry, mtf: Modulation) -> Tensor:
     """Spectrum of the filter, with ramp, compensations, the shift to the up-sampled grid and pi / views."""
     n = next_fast_len(2 * geometry.detectors, real=True)
@@ -240,9 +249,9 @@ def _response(geometry: Geometry, mtf: Modulation) -> Tensor:
     ramp[0] = 0.25 / geometry.pitch**2
     frequency = np.fft.rfftfreq(n, geometry.pitch)
     interpolation = np.sinc(frequency * geometry.pitch / UPSAMPLING) ** 2
-    blur = geometry.blur(torch.from_numpy(frequency)).numpy()
+    blur = geometry.blur(frequency)
     gain = np.fft.rfft(ramp).real * geometry.pitch * np.asarray(mtf(10.0 * frequency)) / interpolation
-    usable = np.logical_and.accumulate(blur > LEAST_MODULATION)
+    usable = _usable(blur)
     gain = np.where(usable, gain / np.where(usable, blur, 1.0), 0.0)
     gain *= UPSAMPLING * np.pi / geometry.views
     gain[-1] = 0.0

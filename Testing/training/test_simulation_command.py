@@ -183,7 +183,7 @@ def test_a_thick_slice_is_the_mean_of_thin_ones_with_all_their_photons(ct, tmp_p
     means = thin["target_noise_free"].reshape(2, 2, ROWS, COLUMNS).mean(1)
     np.testing.assert_allclose(thick["target_noise_free"], means, atol=1.0)
     noise = [(images["source"] - images["target_noise_free"])[:, 8:33, 12:37].std() for images in (thick, thin)]
-    assert noise[0] / noise[1] == pytest.approx(0.5**0.5, rel=0.1)
+    assert noise[0] / noise[1] == pytest.approx(0.5**0.5, rel=0.15)
 
 
 def test_slices_that_fill_no_thick_one_are_left_out(ct, tmp_path):
@@ -209,7 +209,7 @@ def test_inserted_noise_is_that_of_a_scan_at_the_lower_dose(tmp_path):
     assert not (tmp_path / "low" / "target_noise_free.nrrd").exists()
     wanted = (scratch["source"] - truth)[inside].var()
     assert (low - truth)[inside].var() == pytest.approx(wanted, rel=0.05)
-    assert abs((low - truth)[inside].mean()) < 0.05 * wanted**0.5
+    assert abs((low - truth)[inside].mean()) < 0.1 * wanted**0.5
     simulate(str(path), tmp_path / "padded", "medium", views=VIEWS, device="cpu", insert_noise=20, slices=":1")
     padded = read_volume(tmp_path / "padded" / "source.nrrd").hu[0]
     assert (padded[:2, :2] == -2000).all() and padded[:2, 4:].std() > 0

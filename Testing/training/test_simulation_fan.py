@@ -159,7 +159,7 @@ def water(axes: tuple[float, float], n=96, pixel=0.8) -> torch.Tensor:
     return (0.5 - distance / pixel).clamp(0, 1).float()[None] * 1000.0 - 1000.0
 
 
-def noise_of(scanner: Scanner, hu: torch.Tensor, draws: int = 24) -> float:
+def noise_of(scanner: Scanner, hu: torch.Tensor, draws: int = 48) -> float:
     """Deviation in the middle of ``hu``, HU, over independent scans at 100 %."""
     clean = scanner.project(hu, 0.8)
     noisy = scanner.measure(clean, [100.0] * draws, seeded_generator("cpu", 8))
@@ -192,7 +192,7 @@ def test_modulation_spares_noise_as_theory_says():
     clean = plain.project(body, 3.0)
     noise = []
     for scanner in (plain, modulated):
-        noisy = scanner.measure(clean, [100.0] * 24, seeded_generator("cpu", 8))
+        noisy = scanner.measure(clean, [100.0] * 48, seeded_generator("cpu", 8))
         images = scanner.image(noisy, NAMED_KERNELS["smooth"], Grid(8, 8, 3.0))
         noise.append((images - images.mean(0)).std().item())
     middle = clean[:, geometry.detectors // 2]

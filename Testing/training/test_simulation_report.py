@@ -59,6 +59,6 @@ def test_the_page_needs_no_other_file(tmp_path, monkeypatch):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(pictures) == 3 and all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
-    assert "http" not in page and "a &amp; b.nrrd" in page
+    assert "http:" not in page and "https:" not in page and "a &amp; b.nrrd" in page
     row = re.search(r"<td>source</td><td>ge-standard</td>" + r'<td class="n">([\d.]+)</td>' * 2, page)
     assert float(row[1]) == pytest.approx(4.0) and float(row[2]) == pytest.approx(4.0, rel=0.05)
