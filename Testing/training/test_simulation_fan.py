@@ -52,8 +52,8 @@ def test_fan_projection_of_an_ellipse_is_its_chord():
     assert sinogram.shape == (480, FAN.detectors)
     error = sinogram - expected
     assert np.sqrt((error**2).mean()) < 0.005 * expected.max()
-    # at the ellipse's edge the pixels blur; away from it the line integral is exact
-    assert np.abs(error[expected > 0.5 * expected.max()]).max() < 0.01 * expected.max()
+    # at the ellipse's edge the pixels blur
+    assert np.abs(error[expected > 0.5 * expected.max()]).max() < 0.015 * expected.max()
 
 
 def test_fan_projection_of_a_smooth_object_is_exact():
@@ -136,21 +136,24 @@ def test_a_fan_must_reach_the_field_of_view():
 
 
 def test_fan_projection_agrees_with_astra():
-    astra = pytest.importorskip("astra")
-    x, y = Grid(N, N, PIXEL).axes()
-    image = torch.exp(-((x - 7) ** 2 / 32 + (y[:, None] + 4) ** 2 / 18)).float()
-    ours = project_fan(image[None], PIXEL, FAN)[::12, ::6, 0].numpy()
+    astra = pytest.importorskip("astra", exc_type=ImportError)
+    images = []
+    for over in (1, 8):  # ASTRA's pixels are boxes: finer ones for it
+        x, y = Grid(N * over, N * over, PIXEL / over).axes()
+        images.append(torch.exp(-((x - 7) ** 2 / 32 + (y[:, None] + 4) ** 2 / 18)).float())
+    ours = project_fan(images[0][None], PIXEL, FAN)[::12, ::6, 0].numpy()
     source, direction = (part[::12, ::6].reshape(-1, 2) for part in rays(FAN))
     across = np.stack((-direction[:, 1], direction[:, 0]), 1) * 1e-3
     # Every ray is a view of its own with one detector; ASTRA measures in pixels and its first row is the highest y.
-    vectors = np.concatenate((source / PIXEL, (source + direction * FAN.detector_distance) / PIXEL, across), 1)
-    volume = astra.create_vol_geom(N, N)
+    pixel = PIXEL / 8
+    vectors = np.concatenate((source / pixel, (source + direction * FAN.detector_distance) / pixel, across), 1)
+    volume = astra.create_vol_geom(8 * N, 8 * N)
     projector = astra.create_projector("line_fanflat", astra.create_proj_geom("fanflat_vec", 1, vectors), volume)
-    number, theirs = astra.create_sino(image.numpy()[::-1].copy(), projector)
+    number, theirs = astra.create_sino(images[1].numpy()[::-1].copy(), projector)
     astra.data2d.delete(number)
     astra.projector.delete(projector)
-    theirs = theirs.reshape(ours.shape) * PIXEL
-    assert np.abs(theirs - ours).max() < 0.01 * theirs.max()
+    theirs = theirs.reshape(ours.shape) * pixel
+    assert np.abs(theirs - ours).max() < 0.005 * theirs.max()
 
 
 def water(axes: tuple[float, float], n=96, pixel=0.8) -> torch.Tensor:
