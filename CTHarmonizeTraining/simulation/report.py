@@ -47,7 +47,7 @@ class Measured:
 
 
 def measure_sides(
-    scanner: Scanner, sides: Mapping[str, Side], seed: int = 0, device: torch.device | str = "cpu", draws: int = 16
+    scanner: Scanner, sides: Mapping[str, Side], seed: int = 0, device: torch.device | str = "cpu", draws: int = 6
 ) -> dict[str, Measured]:
     """Each side's kernel and dose measured in ``scanner``, with ``draws`` noisy scans of the cylinder a dose."""
     cylinder = WaterCylinder(scanner, seed, device)
