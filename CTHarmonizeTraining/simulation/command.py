@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from CTHarmonizeLib.ct.acquisition import parse_kernel
 from CTHarmonizeLib.ct.io import write_nrrd
 from CTHarmonizeLib.ct.mtf import Mtf
 from CTHarmonizeLib.device import choose_device
-from CTHarmonizeLib.errors import CannotRunError
+from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.version import __version__
-from CTHarmonizeTraining.simulation.noise import Exposure, add_noise
-from CTHarmonizeTraining.simulation.projector import Geometry, Grid, attenuation, forward_project
-from CTHarmonizeTraining.simulation.scan import reconstruct, seeded_generator
+from CTHarmonizeTraining.simulation.fan import FanBeam
+from CTHarmonizeTraining.simulation.noise import Exposure
+from CTHarmonizeTraining.simulation.pair import Desk, Side, whole_slices
+from CTHarmonizeTraining.simulation.projector import Geometry
+from CTHarmonizeTraining.simulation.report import measure_sides, write_report
+from CTHarmonizeTraining.simulation.scanner import Scanner
 from CTHarmonizeTraining.simulation.scenes import simulate_scenes
 from CTHarmonizeTraining.simulation.subject import check, read_subject
-
-IMAGES = ("source", "target", "target_noise_free")
 
 
 def simulate(
@@ -43,6 +43,14 @@ def simulate(
     device: str = "auto",
     scenes: int = 0,
     realisations: int = 5,
+    beam: str = "parallel",
+    detector_width: float | None = None,
+    focal_spot: float = 0.0,
+    tube_modulation: float = 0.0,
+    source_thickness: float | None = None,
+    target_thickness: float | None = None,
+    insert_noise: float | None = None,
+    report: bool = False,
 ) -> None:
     """Scan one anatomy twice: source.nrrd, target.nrrd, target_noise_free.nrrd and simulation.json.
 
@@ -53,7 +61,8 @@ def simulate(
     Args:
         input: CT volume (DICOM folder, NRRD, NIfTI, MetaImage), or phantom:SEED, a procedural chest.
         output: folder for the images; with scenes the Zarr store, which goes on where it was interrupted.
-        source_kernel: smooth, medium, sharp, or an f50 in lp/cm.
+        source_kernel: smooth, medium, sharp, a vendor's such as siemens-b30f, ge-lung, philips-yb or toshiba-fc51,
+            or an f50 in lp/cm.
         source_dose: percent.
         target_kernel: as source_kernel.
         target_dose: percent.
@@ -62,11 +71,23 @@ def simulate(
         slices: half-open range a:b of the input's slices.
         thickness: of a phantom's slices, one after another from the lungs' apices down, mm.
         views: of the scan, over 180 degrees; a multiple of 4.
-        photons: at 100 percent dose, per 0.75 mm of detector and view.
+        photons: at 100 percent dose, per 0.75 mm of detector, view and slice of the input.
         seed: of the noise; it and a slice's index give that slice's noise, the same in every range of slices.
         device: auto, cpu or cuda.
         scenes: instead of the images, so many scenes a slice; kernels, doses, photons and grid are then not used.
         realisations: noise images a scene.
+        beam: parallel, or fan (570 mm from source to isocentre, 1040 mm to the detector), rebinned to parallel.
+        detector_width: width over which a detector averages, mm at the isocentre; where left out, parallel
+            0.25 and fan 0.5.
+        focal_spot: width over which the focal spot blurs, mm at the isocentre.
+        tube_modulation: strength of the angular modulation of the tube current at the same dose, 0 (none) to 1
+            (the square root of the attenuation).
+        source_thickness: of the source's slices, mm: a whole multiple of the input's slice spacing (phantoms:
+            thickness), which it is where left out. Thick slices are means of true ones, with their photons.
+        target_thickness: as source_thickness.
+        insert_noise: instead of two scans: the CT itself as target, and as source the same with the noise of so
+            many percent of its own dose. photons are then those of its own scan, and source_kernel its own kernel.
+        report: also write report.html: example slices, and sharpness, noise and HU measured in a wire and in water.
     """
     where = _device(device)
     check("views", views, views >= 4 and views % 4 == 0, "a positive multiple of 4")
@@ -75,6 +96,22 @@ def simulate(
     check("realisations", realisations, 1 <= realisations <= 100, "1 to 100")
     check("thickness", thickness, 0.1 <= thickness <= 20.0, "0.1 to 20 mm")
     check("photons", photons, 1e2 <= photons <= 1e9, "100 to 1e9")
+    check("tube modulation", tube_modulation, 0.0 <= tube_modulation <= 1.0, "0 to 1")
+    check("focal spot", focal_spot, 0.0 <= focal_spot <= 2.0, "0 to 2 mm")
+    if detector_width is not None:
+        check("detector width", detector_width, 0.1 <= detector_width <= 2.0, "0.1 to 2 mm")
+    if beam not in ("parallel", "fan"):
+        raise InputError(f"There is no beam '{beam}': give parallel or fan.")
+    if scenes and (beam != "parallel" or detector_width or focal_spot or tube_modulation):
+        raise InputError("Scenes are always scanned in plain parallel beams: leave beam, blur and modulation out.")
+    if scenes and (source_thickness or target_thickness or insert_noise or report):
+        raise InputError("Scenes take no thickness of source or target, no inserted noise and no report.")
+    if insert_noise is not None:
+        check("dose to insert noise for", insert_noise, 0.1 <= insert_noise < 100.0, "0.1 to less than 100 %")
+        if input.startswith("phantom:") or pixel_spacing or size or source_thickness or target_thickness:
+            raise InputError(
+                "Noise is inserted into a CT volume as it is: give no phantom, pixel spacing, size or thickness."
+            )
     output = check_output_folder(output)
     subject = read_subject(input, thickness)
     chosen = subject.indices(slices)
@@ -86,36 +123,55 @@ def simulate(
         simulate_scenes(subject.slice_of, subject.pixel, chosen, output, **facts, **counts, device=str(where))
         return
     grid = subject.grid_of(pixel_spacing, size)
-    source, target = _Side.of(source_kernel, source_dose, grid), _Side.of(target_kernel, target_dose, grid)
-    scanner = _Scanner(Geometry.covering(subject.reach(grid), views), grid, Exposure(photons), seed, where)
-    images = np.empty((len(IMAGES), len(chosen), grid.rows, grid.columns), np.int16)
-    lost = 0.0
-    for number, index in enumerate(chosen):
-        hu = subject.slice_of(index)
-        lost = max(lost, _outside(hu))
-        images[:, number] = scanner.pair(hu, subject.pixel, index, source, target)
-        _say(f"slice {number + 1} of {len(chosen)}")
+    source_slices, target_slices = subject.slices_in(source_thickness), subject.slices_in(target_thickness)
+    source_percent = source_dose if insert_noise is None else insert_noise
+    source = Side.of(source_kernel, source_percent, grid.pixel, source_slices)
+    target = Side.of(target_kernel, target_dose, grid.pixel, target_slices)
+    whole = whole_slices(chosen, source, target)
     warnings = list(subject.warnings)
-    if lost > 0.01:
+    if len(whole) < len(chosen):
+        warnings.append(f"The last {len(chosen) - len(whole)} slices fill no slice of both thicknesses: left out.")
+        _say(f"Note: {warnings[-1]}")
+    scanner = _scanner(subject.reach(grid), views, beam, detector_width, focal_spot, photons, tube_modulation)
+    for side in (source,) if insert_noise else (source, target):
+        _check_sharpness(side.mtf, scanner.geometry)
+    lost = [0.0]
+
+    def watched(index: int) -> np.ndarray:
+        hu = subject.slice_of(index)
+        lost.append(_outside(hu))
+        return hu
+
+    desk = Desk(replace(subject, slice_of=watched), scanner, grid, seed, where, _say)
+    volumes = desk.pair(whole, source, target) if insert_noise is None else desk.insert_noise(whole, source)
+    if max(lost) > 0.01:
         warnings.append(
-            f"Up to {100 * lost:.0f} % of what is denser than lung in a slice lies outside the circle inscribed in it "
-            "and was left out: give whole slices, not a cut-out."
+            f"Up to {100 * max(lost):.0f} % of what is denser than lung in a slice lies outside the circle inscribed "
+            "in it and was left out: give whole slices, not a cut-out."
         )
         _say(f"Note: {warnings[-1]}")
-    for name, image in zip(IMAGES, images, strict=True):
-        write_nrrd(subject.place(image, grid, chosen.start), output / f"{name}.nrrd")
+    for name, volume in volumes.items():
+        write_nrrd(volume, output / f"{name}.nrrd")
+    spacing = subject.spacing[2]
     facts = {
         "version": __version__,
         "input": input,
-        "slices": [chosen.start, chosen.stop],
+        "slices": [whole.start, whole.stop],
         "source": source.as_dict(),
-        "target": target.as_dict(),
+        "target": target.as_dict() if insert_noise is None else "the input as it is",
         "pixel_spacing": grid.pixel,
         "size": [grid.columns, grid.rows],
-        "slice_thickness": subject.spacing[2],
+        "slice_thickness": spacing,
+        "source_thickness": spacing * source_slices,
+        "target_thickness": spacing * target_slices,
+        "inserted_noise": insert_noise is not None,
         "views": views,
         "photons": photons,
         "electronic_noise": scanner.exposure.electronic,
+        "beam": beam,
+        "detector_width": scanner.geometry.aperture or scanner.geometry.pitch,
+        "focal_spot": focal_spot,
+        "tube_modulation": tube_modulation,
         "seed": seed,
         "device": where.type,
         "warnings": warnings,
@@ -124,44 +180,42 @@ def simulate(
         (output / "simulation.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise CannotRunError(f"'{output / 'simulation.json'}' cannot be written: {error.strerror}.") from error
+    if report:
+        _say("measuring for the report")
+        sides = {"source": source, "target": target} if insert_noise is None else {"source": source}
+        measured = measure_sides(scanner, sides, seed, where)
+        write_report(output / "report.html", f"Simulated pair of {subject.name}", facts, volumes, sides, measured)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One of the two scans."""
+def _scanner(
+    reach: float,
+    views: int,
+    beam: str,
+    detector_width: float | None,
+    focal_spot: float,
+    photons: float,
+    modulation: float,
+) -> Scanner:
+    """Scanner whose beams cover ``reach`` mm."""
+    geometry = Geometry.covering(reach, views, aperture=detector_width, focal_spot=focal_spot)
+    if beam == "parallel":
+        return Scanner(geometry, None, Exposure(photons), modulation)
+    geometry = replace(geometry, aperture=detector_width or 2 * geometry.pitch)
+    try:
+        fan = FanBeam(geometry)
+    except ValueError as error:
+        raise InputError(f"The fan is too narrow for these slices: {error}.") from None
+    return Scanner(geometry, fan, Exposure(photons), modulation)
 
-    kernel: float | str
-    mtf: Mtf
-    dose: float
 
-    @classmethod
-    def of(cls, kernel: float | str, dose: float, grid: Grid) -> _Side:
-        check("dose", dose, 0.1 <= dose <= 400.0, "0.1 to 400 %")
-        return cls(kernel, parse_kernel(kernel, grid.pixel), float(dose))
-
-    def as_dict(self) -> dict[str, float | str]:
-        mtf = self.mtf
-        return {"kernel": self.kernel, "f50": mtf.f50, "f10": mtf.f10, "mtf_peak": mtf.peak, "dose": self.dose}
-
-
-@dataclass(frozen=True)
-class _Scanner:
-    geometry: Geometry
-    grid: Grid
-    exposure: Exposure
-    seed: int
-    device: torch.device
-
-    def pair(self, hu: np.ndarray, pixel: float, index: int, source: _Side, target: _Side) -> np.ndarray:
-        """:data:`IMAGES` of the slice ``hu`` (n, n), int16; ``index`` and the seed key its noise."""
-        true = torch.from_numpy(hu).to(self.device)[None]
-        clean = forward_project(attenuation(true), pixel, self.geometry)
-        generator = seeded_generator(self.device, self.seed, index)
-        doses = (source.dose, target.dose)
-        noisy = add_noise(clean.expand(-1, -1, 2), doses, self.geometry.pitch, generator, self.exposure)
-        first = reconstruct(noisy[..., :1], self.geometry, source.mtf, self.grid)
-        second = reconstruct(torch.cat((noisy[..., 1:], clean), 2), self.geometry, target.mtf, self.grid)
-        return np.clip(np.rint(torch.cat((first, second)).cpu().numpy()), -32768, 32767).astype(np.int16)
+def _check_sharpness(mtf: Mtf, geometry: Geometry) -> None:
+    """Raise InputError where detector and focal spot leave too little for ``mtf``."""
+    limit = geometry.usable_band()
+    if mtf.f50 > limit:
+        raise InputError(
+            f"A kernel with f50 {mtf.f50:.1f} lp/cm is too sharp for this detector and focal spot, which show nothing "
+            f"beyond {limit:.1f} lp/cm."
+        )
 
 
 def _outside(hu: np.ndarray) -> float:

@@ -9,8 +9,8 @@ projection is a line through the image's spectrum, and along x-frequencies of th
 is a sum over rows, a matrix product (the pseudo-polar grid of Averbuch et al., SIAM J. Sci. Comput., 2008).
 
 *Reconstruction* multiplies the projections by the band-limited ramp (Kak & Slaney, chapter 3) and by whatever
-makes the **total** MTF of the image the requested one: the detector aperture and the linear interpolation of
-the back-projection are divided out.
+makes the **total** MTF of the image the requested one: the blur of detector and focal spot and the linear
+interpolation of the back-projection are divided out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +31,13 @@ WATER_ATTENUATION = 0.0192
 UPSAMPLING = 2
 """Filtered projections are up-sampled (by zero padding of the spectrum) before linear interpolation."""
 
+LEAST_MODULATION = 0.05
+"""Where detector and focal spot leave less than this the image shows nothing: it would be noise alone."""
+
 WIDE_BAND_EDGE = 12.0
 """Highest frequency (lp/cm) of a base image to which kernels are applied later."""
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 Modulation = Callable[[np.ndarray], np.ndarray]
 """Total MTF of an image: modulation at frequencies in lp/cm."""
@@ -42,22 +48,32 @@ class Geometry:
     """Parallel beams over 180 degrees.
 
     ``views``: a multiple of 4, at angles (i + 1/2) pi / views; ``detectors`` samples of ``pitch`` mm at the
-    isocentre, centred on it; ``aperture`` (mm): width over which a detector averages, the pitch where None.
+    isocentre, centred on it; ``aperture`` (mm): width over which a detector averages, the pitch where None;
+    ``focal_spot`` (mm): width over which the focal spot blurs. Both widths are those at the isocentre, and taken
+    to be the same all along a ray.
     """
 
     views: int = 1000
     detectors: int = 1840
     pitch: float = 0.25
     aperture: float | None = None
+    focal_spot: float = 0.0
 
     def __post_init__(self) -> None:
         if self.views % 4:
             raise ValueError(f"views must be a multiple of 4, not {self.views}")
 
     @classmethod
-    def covering(cls, width: float, views: int = 1000, pitch: float = 0.25) -> Geometry:
+    def covering(
+        cls,
+        width: float,
+        views: int = 1000,
+        pitch: float = 0.25,
+        aperture: float | None = None,
+        focal_spot: float = 0.0,
+    ) -> Geometry:
         """Geometry whose detectors cover a field of view of diameter ``width`` mm."""
-        return cls(views, 2 * int(np.ceil(width / pitch / 2)) + 16, pitch)
+        return cls(views, 2 * int(np.ceil(width / pitch / 2)) + 16, pitch, aperture, focal_spot)
 
     @cached_property
     def angles(self) -> Tensor:
@@ -68,6 +84,17 @@ class Geometry:
     def positions(self) -> Tensor:
         """Position t of the detectors, mm: (detectors,) float64."""
         return _middled(self.detectors) * self.pitch
+
+    def blur(self, frequency: Array) -> Array:
+        """MTF of detector and focal spot at ``frequency`` (cycles per mm), float64, a tensor or an array."""
+        sinc = torch.sinc if isinstance(frequency, Tensor) else np.sinc
+        detector = sinc(frequency * (self.aperture or self.pitch))
+        return detector * sinc(frequency * self.focal_spot) if self.focal_spot else detector
+
+    def usable_band(self) -> float:
+        """Frequency (lp/cm) up to which detector and focal spot leave enough modulation to be divided out."""
+        frequency = np.linspace(0.0, 0.5 / self.pitch, 4096)
+        return 10.0 * float(frequency[_usable(self.blur(frequency))].max())
 
     def upsampled(self) -> Geometry:
         """Sampling of the filtered projections."""
@@ -99,17 +126,22 @@ def hounsfield(mu: Tensor) -> Tensor:
     return (mu / WATER_ATTENUATION - 1.0) * 1000.0
 
 
-def forward_project(images: Tensor, pixel: float, geometry: Geometry) -> Tensor:
+def forward_project(images: Tensor, pixel: float, geometry: Geometry, positions: Tensor | None = None) -> Tensor:
     """Line integrals of ``images`` (batch, n, n) around the isocentre, pixels of ``pixel`` mm.
 
-    Returns (views, detectors, batch) float32, averaged over the detector aperture. What lies outside the
-    inscribed circle, the scanner's field of view, is left out.
+    Returns (views, rays, batch) float32, blurred by detector and focal spot, at the ``positions`` (rays,) mm,
+    float64, or those of the geometry's detectors. What lies outside the inscribed circle, the scanner's field of
+    view, is left out.
     """
     batch, n, columns = images.shape
     if n != columns:
         raise ValueError(f"forward_project needs square images, not {n} x {columns}")
     device = images.device
     reach = max(n * pixel, (geometry.detectors + 1) * geometry.pitch)
+    if positions is None:
+        positions = geometry.positions
+    else:
+        reach = max(reach, 2 * float(positions.abs().max()))
     period = next_fast_len(int(np.ceil(np.sqrt(0.5) * (reach / pixel + n))))
     middle = _middled(n)
     disk = (middle**2 + middle[:, None] ** 2 <= (n / 2) ** 2).to(device)
@@ -125,15 +157,15 @@ def forward_project(images: Tensor, pixel: float, geometry: Geometry) -> Tensor:
     angles = geometry.angles[:quarter]
     scale = pixel / period / angles.cos() * torch.where((k > 0) & (2 * k < period), 2.0, 1.0)[:, None]
     frequency = 1.0 / (period * pixel * angles.cos())
-    scale = (scale * torch.sinc(k[:, None] * frequency * (geometry.aperture or geometry.pitch))).float().to(device)
+    scale = (scale * geometry.blur(k[:, None] * frequency)).float().to(device)
 
-    result = torch.empty(4, quarter, geometry.detectors, batch, device=device)
-    step = max(1, int((2e6 if device.type == "cpu" else 1e8) / (count * max(n, geometry.detectors))))
+    result = torch.empty(4, quarter, len(positions), batch, device=device)
+    step = max(1, int((2e6 if device.type == "cpu" else 1e8) / (count * max(n, len(positions)))))
     for i in range(0, quarter, step):
         part = slice(i, i + step)
         shifts = _powers(-angles[part, None].tan() * middle / period, count, device)
         lines = (shifts @ spectra) * scale[:, part, None]  # x-frequency, view, 4 * batch
-        waves = _powers(frequency[part, None] * geometry.positions, count, device)
+        waves = _powers(frequency[part, None] * positions, count, device)
         values = (waves.permute(1, 2, 0) @ lines.transpose(0, 1)).real  # view, detector, 4 * batch
         result[:, part] = values.unflatten(2, (4, batch)).permute(2, 0, 1, 3)
     return torch.cat((result[0], result[1].flip(0), result[2], result[3].flip(0)))
@@ -201,6 +233,11 @@ def _powers(turns: Tensor, count: int, device: torch.device) -> Tensor:
     return (coarse[:, None] * fine).flatten(0, 1)[:count]
 
 
+def _usable(blur: np.ndarray) -> np.ndarray:
+    """Where ``blur``, at rising frequencies, has not yet fallen to :data:`LEAST_MODULATION`."""
+    return np.logical_and.accumulate(blur > LEAST_MODULATION)
+
+
 def _response(geometry: Geometry, mtf: Modulation) -> Tensor:
     """Spectrum of the filter, with ramp, compensations, the shift to the up-sampled grid and pi / views."""
     n = next_fast_len(2 * geometry.detectors, real=True)
@@ -212,10 +249,10 @@ def _response(geometry: Geometry, mtf: Modulation) -> Tensor:
     ramp[0] = 0.25 / geometry.pitch**2
     frequency = np.fft.rfftfreq(n, geometry.pitch)
     interpolation = np.sinc(frequency * geometry.pitch / UPSAMPLING) ** 2
-    aperture = np.sinc(frequency * (geometry.aperture or geometry.pitch))
+    blur = geometry.blur(frequency)
     gain = np.fft.rfft(ramp).real * geometry.pitch * np.asarray(mtf(10.0 * frequency)) / interpolation
-    usable = aperture > 0.05
-    gain = np.where(usable, gain / np.where(usable, aperture, 1.0), 0.0)
+    usable = _usable(blur)
+    gain = np.where(usable, gain / np.where(usable, blur, 1.0), 0.0)
     gain *= UPSAMPLING * np.pi / geometry.views
     gain[-1] = 0.0
     shift = (geometry.pitch - geometry.pitch / UPSAMPLING) / 2

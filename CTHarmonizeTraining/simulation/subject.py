@@ -52,14 +52,39 @@ class Subject:
         check("size", min(rows, columns), 16 <= min(rows, columns) and max(rows, columns) <= 4096, "16 to 4096 pixels")
         return Grid(rows, columns, pixel, own.centre)
 
-    def place(self, hu: np.ndarray, grid: Grid, first: int) -> Volume:
-        """Images ``hu`` (slices, rows, columns) on ``grid``, from slice ``first`` on, where the input lies."""
+    def mean_slice(self, index: int, count: int) -> np.ndarray:
+        """Mean (n, n) of ``count`` slices from ``index`` on, HU float32; padding is air where there are several."""
+        if count == 1:
+            return self.slice_of(index)
+        slices = [np.maximum(self.slice_of(index + k), -1000.0) for k in range(count)]
+        return np.mean(slices, axis=0, dtype=np.float32)
+
+    def slices_in(self, thickness: float | None) -> int:
+        """How many slices make one of ``thickness`` mm (1 for None). Raises InputError where they do not."""
+        spacing = self.spacing[2]
+        if thickness is None:
+            return 1
+        count = round(thickness / spacing) if np.isfinite(thickness) else 0
+        if count < 1 or abs(count * spacing - thickness) > 0.01 * spacing:
+            raise InputError(
+                f"A slice thickness of {thickness:g} mm is no whole multiple of the slice spacing of {spacing:g} mm."
+            )
+        return count
+
+    def own_part(self, hu: np.ndarray) -> np.ndarray:
+        """The part of a CT volume's padded slice ``hu`` (n, n) that was there: (rows, columns)."""
+        row, column = ((self.side - size) // 2 for size in (self.grid.rows, self.grid.columns))
+        return hu[row : row + self.grid.rows, column : column + self.grid.columns]
+
+    def place(self, hu: np.ndarray, grid: Grid, first: int, count: int = 1) -> Volume:
+        """Images ``hu`` (slices, rows, columns) on ``grid``, each of ``count`` slices from ``first`` on, where the
+        input lies."""
         own, scale = self.grid, grid.pixel / self.grid.pixel
         column = (own.columns - 1 - scale * (grid.columns - 1)) / 2
         row = (own.rows - 1 - scale * (grid.rows - 1)) / 2
-        start = np.array([column, row, first])
+        start = np.array([column, row, first + (count - 1) / 2])
         origin = np.array(self.origin) + np.reshape(self.direction, (3, 3)) @ (start * self.spacing)
-        spacing = (scale * self.spacing[0], scale * self.spacing[1], self.spacing[2])
+        spacing = (scale * self.spacing[0], scale * self.spacing[1], count * self.spacing[2])
         return Volume(hu, spacing, tuple(map(float, origin)), self.direction)
 
     def reach(self, grid: Grid) -> float:

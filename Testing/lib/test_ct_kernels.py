@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from CTHarmonizeLib.ct.kernels import _NAMED, lookup_kernel, vendor_of
+from CTHarmonizeLib.ct.acquisition import parse_kernel
+from CTHarmonizeLib.ct.kernels import _NAMED, lookup_kernel, preset_kernel, vendor_of
 from CTHarmonizeLib.ct.mtf import nyquist
 
 
@@ -102,3 +103,37 @@ def test_scanner_suffixes_and_single_letters():
     assert lookup_kernel("Philips", "B") is not None
     assert lookup_kernel("", "B") is None and lookup_kernel("", "D\\3") is None
     assert lookup_kernel("", "FC18-H").mtf == lookup_kernel("TOSHIBA", "FC18").mtf
+
+
+@pytest.mark.parametrize(
+    ("text", "manufacturer", "name"),
+    [
+        ("siemens-b30f", "SIEMENS", "B30f"),
+        ("siemens-b50f", "SIEMENS", "B50f"),
+        ("siemens-b70f", "SIEMENS", "B70f"),
+        ("GE-Standard", "GE MEDICAL SYSTEMS", "STANDARD"),
+        ("ge-lung", "GE MEDICAL SYSTEMS", "LUNG"),
+        ("ge-bone", "GE MEDICAL SYSTEMS", "BONE"),
+        ("philips-b", "Philips", "B"),
+        ("philips-yb", "Philips", "YB"),
+        ("toshiba-fc13", "TOSHIBA", "FC13"),
+        (" canon-fc08-h", "TOSHIBA", "FC08-H"),
+        ("toshiba-fc51", "TOSHIBA", "FC51"),
+    ],
+)
+def test_presets_are_the_table(text, manufacturer, name):
+    mtf = preset_kernel(text).mtf
+    assert mtf == lookup_kernel(manufacturer, name).mtf
+    assert parse_kernel(text, 0.4) == mtf
+    assert parse_kernel(text, 2.0).f50 == pytest.approx(min(mtf.f50, 2.0))
+
+
+@pytest.mark.parametrize("text", ["siemens-", "siemens-b99", "-b30f", "b30f", "acme-b30f", "ge-b30f", "3.5", ""])
+def test_what_is_no_preset(text):
+    assert preset_kernel(text) is None
+
+
+def test_sharp_presets_overshoot():
+    for text in ("siemens-b70f", "ge-lung", "ge-bone", "philips-yb", "toshiba-fc51"):
+        mtf = preset_kernel(text).mtf
+        assert mtf(np.linspace(0.0, 10.0, 1001)).max() == pytest.approx(mtf.peak, abs=1e-3) and mtf.peak > 1.04

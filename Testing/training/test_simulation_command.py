@@ -150,6 +150,71 @@ def test_the_report_says_what_was_simulated(ct, pair):
     assert facts["warnings"] == ["The slices of 48 x 41 pixels were padded with air to 48 x 48."]
 
 
+def test_a_fan_with_blur_shows_the_same_anatomy(ct, pair, tmp_path):
+    run = ["simulate", str(ct), str(tmp_path), "--source_kernel", "ge-standard", "--source_dose", "5"]
+    run += ["--target_kernel", "3.5", "--slices", "1:3", "--views", str(VIEWS), "--device", "cpu"]
+    assert main([*run, "--beam", "fan", "--focal_spot", "0.6", "--tube_modulation", "1"]) == 0
+    plain, fan = values(pair), values(tmp_path)
+    difference = (fan["target_noise_free"] - plain["target_noise_free"])[:, 8:33, 12:37]
+    assert np.abs(difference).mean() < 3.0 and abs(difference.mean()) < 1.0
+    facts = json.loads((tmp_path / "simulation.json").read_text(encoding="utf-8"))
+    assert (facts["beam"], facts["detector_width"], facts["focal_spot"]) == ("fan", 0.5, 0.6)
+    assert facts["source"]["kernel"] == "ge-standard" and facts["source"]["f50"] == pytest.approx(4.0)  # of 4.1
+
+
+def test_slices_of_different_thickness_keep_the_outer_faces(ct, pair, tmp_path):
+    given = dict(source_kernel="smooth", source_dose=5, target_kernel=3.5, views=VIEWS, device="cpu")
+    simulate(str(ct), tmp_path, **given, source_thickness=5.0)
+    thick, thin = (read_volume(tmp_path / f"{name}.nrrd") for name in IMAGES[:2])
+    assert thick.shape == (2, ROWS, COLUMNS) and thin.shape == (4, ROWS, COLUMNS)
+    np.testing.assert_allclose(thick.spacing, (1.0, 1.0, 5.0))
+    np.testing.assert_allclose(thin.ijk_to_ras(), read_volume(ct).ijk_to_ras(), atol=1e-9)
+    between = thin.ijk_to_ras() @ [0, 0, 0.5, 1]
+    np.testing.assert_allclose(thick.ijk_to_ras()[:, 3], between, atol=1e-9)
+    facts = json.loads((tmp_path / "simulation.json").read_text(encoding="utf-8"))
+    assert (facts["source_thickness"], facts["target_thickness"]) == (5.0, 2.5)
+
+
+def test_a_thick_slice_is_the_mean_of_thin_ones_with_all_their_photons(ct, tmp_path):
+    given = dict(source_kernel="smooth", source_dose=5, target_kernel="smooth", views=VIEWS, device="cpu")
+    simulate(str(ct), tmp_path / "thin", **given)
+    simulate(str(ct), tmp_path / "thick", **given, source_thickness=5.0, target_thickness=5.0)
+    thin, thick = values(tmp_path / "thin"), values(tmp_path / "thick")
+    means = thin["target_noise_free"].reshape(2, 2, ROWS, COLUMNS).mean(1)
+    np.testing.assert_allclose(thick["target_noise_free"], means, atol=1.0)
+    noise = [(images["source"] - images["target_noise_free"])[:, 8:33, 12:37].std() for images in (thick, thin)]
+    assert noise[0] / noise[1] == pytest.approx(0.5**0.5, rel=0.15)
+
+
+def test_slices_that_fill_no_thick_one_are_left_out(ct, tmp_path):
+    simulate(str(ct), tmp_path, "smooth", target_kernel="smooth", slices=":3", target_thickness=5.0, views=VIEWS)
+    facts = json.loads((tmp_path / "simulation.json").read_text(encoding="utf-8"))
+    assert facts["slices"] == [0, 2] and any("last 1 slices" in warning for warning in facts["warnings"])
+    assert read_volume(tmp_path / "source.nrrd").shape[0] == 2
+
+
+def test_inserted_noise_is_that_of_a_scan_at_the_lower_dose(tmp_path):
+    y, x = np.mgrid[:40, :40].astype(float)
+    water = np.repeat((-1000 + 1000 * disk(x, y, (19.5, 19.5), 17))[None], 24, 0).astype(np.int16)
+    water[:, :2, :2] = -2000  # padding
+    path = write_nrrd(Volume(water, SPACING), tmp_path / "water.nrrd")
+    given = dict(source_kernel="medium", target_kernel="medium", views=VIEWS, device="cpu")
+    simulate(str(path), tmp_path / "scan", **given, source_dose=20, target_dose=100)
+    scan_100 = tmp_path / "scan" / "target.nrrd"
+    simulate(str(scan_100), tmp_path / "low", "medium", views=VIEWS, device="cpu", insert_noise=20, seed=7)
+    scratch, inside = values(tmp_path / "scan"), np.s_[:, 10:30, 10:30]
+    truth = scratch["target_noise_free"]
+    low = read_volume(tmp_path / "low" / "source.nrrd").hu
+    np.testing.assert_array_equal(read_volume(tmp_path / "low" / "target.nrrd").hu, scratch["target"])
+    assert not (tmp_path / "low" / "target_noise_free.nrrd").exists()
+    wanted = (scratch["source"] - truth)[inside].var()
+    assert (low - truth)[inside].var() == pytest.approx(wanted, rel=0.05)
+    assert abs((low - truth)[inside].mean()) < 0.1 * wanted**0.5
+    simulate(str(path), tmp_path / "padded", "medium", views=VIEWS, device="cpu", insert_noise=20, slices=":1")
+    padded = read_volume(tmp_path / "padded" / "source.nrrd").hu[0]
+    assert (padded[:2, :2] == -2000).all() and padded[:2, 4:].std() > 0
+
+
 def test_a_cut_out_is_warned_of(tmp_path):
     hu = np.full((1, 48, 48), 40, np.int16)
     hu[:, :4] = -1000
@@ -201,6 +266,20 @@ def test_scenes_go_into_a_store_that_goes_on(ct, tmp_path, monkeypatch):
         ({"input": "phantom:x"}, "'phantom:x' is no phantom"),
         ({"input": "none.nrrd"}, "There is no file or folder 'none.nrrd'"),
         ({"device": "tpu"}, "no device 'tpu'"),
+        ({"beam": "cone"}, "no beam 'cone'"),
+        ({"focal_spot": 3.0}, "focal spot of 3 is out of range"),
+        ({"detector_width": 0.0}, "detector width of 0 is out of range"),
+        ({"tube_modulation": 1.5}, "tube modulation of 1.5 is out of range"),
+        ({"beam": "fan", "scenes": 2}, "plain parallel beams"),
+        ({"detector_width": 2.0, "target_kernel": 5.0, "pixel_spacing": 0.5}, "too sharp for this detector"),
+        ({"source_thickness": 3.0}, "3 mm is no whole multiple of the slice spacing of 2.5 mm"),
+        ({"target_thickness": 0.0}, "no whole multiple"),
+        ({"target_thickness": 5.0, "slices": "1:2"}, "too few for these thicknesses: give at least 2"),
+        ({"insert_noise": 100.0}, "0.1 to less than 100"),
+        ({"insert_noise": 25.0, "pixel_spacing": 0.5}, "as it is"),
+        ({"insert_noise": 25.0, "input": "phantom:3"}, "as it is"),
+        ({"scenes": 2, "source_thickness": 5.0}, "Scenes take no thickness"),
+        ({"source_kernel": "ge-b30f"}, "Kernel 'ge-b30f' is unknown"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_writes_nothing(ct, tmp_path, options, sentence):

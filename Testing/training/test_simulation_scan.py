@@ -7,7 +7,7 @@ import torch
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.simulation import scan
-from CTHarmonizeTraining.simulation.noise import Exposure, add_noise
+from CTHarmonizeTraining.simulation.noise import Exposure, add_noise, extra_noise
 from CTHarmonizeTraining.simulation.projector import Geometry, Grid
 from CTHarmonizeTraining.simulation.scan import base_scenes, body_mask, seeded_generator, simulate
 from CTHarmonizeTraining.simulation.scenes import SceneStore, simulate_scenes
@@ -42,6 +42,23 @@ def test_one_dose_for_each_entry():
     p = torch.ones(100_000, 2)
     noise = add_noise(p, [100.0, 25.0], 0.25, seeded_generator("cpu", 5)) - p
     assert (noise[:, 1].std() / noise[:, 0].std()).item() == pytest.approx(2.0, rel=0.02)
+
+
+def test_extra_noise_makes_up_the_difference_between_two_doses():
+    p = torch.tensor([0.0, 3.0, 6.0]).repeat(200_000, 1)  # the last has 20 counts at 10 %
+    full = add_noise(p, 100.0, 0.25, seeded_generator("cpu", 1)) - p
+    low = add_noise(p, 10.0, 0.25, seeded_generator("cpu", 2)) - p
+    extra = extra_noise(p, 100.0, 10.0, 0.25, seeded_generator("cpu", 3))
+    assert torch.allclose(full.var(0) + extra.var(0), low.var(0), rtol=0.03)
+    assert extra_noise(p, 50.0, 50.0, 0.25, seeded_generator("cpu", 3)).abs().max() == 0
+
+
+def test_exposure_of_several_slices_is_that_of_the_sum_of_their_readings():
+    p = torch.full((200_000, 1), 5.0)
+    thin = [add_noise(p, 10.0, 0.25, seeded_generator("cpu", k)).neg().exp() for k in (1, 2, 3, 4)]
+    mean = torch.stack(thin).mean(0).log().neg()
+    thick = add_noise(p, 10.0, 0.25, seeded_generator("cpu", 5), Exposure().of_slices(4))
+    assert thick.std().item() == pytest.approx(mean.std().item(), rel=0.02)
 
 
 def test_a_scan_is_right_in_the_mean_and_noisier_with_less_dose():

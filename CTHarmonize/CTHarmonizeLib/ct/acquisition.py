@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from CTHarmonizeLib.ct.kernels import preset_kernel
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf, nyquist
 from CTHarmonizeLib.errors import InputError
 
@@ -95,16 +96,21 @@ REFERENCE_NOISE = NoiseTable(
 def parse_kernel(kernel: str | float | Sequence[float], pixel_spacing: float) -> Mtf:
     """MTF of a target or source kernel.
 
-    ``kernel`` is ``smooth``, ``medium`` or ``sharp`` (held below the grid's limit), or an f50 in lp/cm.
-    Raises InputError for another name, and for an f50 that the pixel grid (mm) cannot show.
+    ``kernel`` is ``smooth``, ``medium`` or ``sharp``, a vendor's such as ``siemens-b30f`` (both held below the
+    grid's limit), or an f50 in lp/cm. Raises InputError for another name, and for an f50 that the pixel grid (mm)
+    cannot show.
     """
     if isinstance(kernel, str) and kernel.strip().lower() in NAMED_KERNELS:
         return NAMED_KERNELS[kernel.strip().lower()].limited_to(pixel_spacing)
+    if isinstance(kernel, str) and (entry := preset_kernel(kernel)) is not None:
+        return entry.mtf.limited_to(pixel_spacing)
     try:
         f50 = float(kernel)
     except (TypeError, ValueError):
         names = ", ".join(NAMED_KERNELS)
-        raise InputError(f"Kernel '{kernel}' is unknown: give one of {names}, or its f50 in lp/cm.") from None
+        raise InputError(
+            f"Kernel '{kernel}' is unknown: give one of {names}, a vendor's such as siemens-b30f, or its f50 in lp/cm."
+        ) from None
     if not (np.isfinite(f50) and 0.5 <= f50 <= nyquist(pixel_spacing)):
         raise InputError(
             f"A kernel with f50 {f50:g} lp/cm does not fit pixels of {pixel_spacing:.3g} mm: "

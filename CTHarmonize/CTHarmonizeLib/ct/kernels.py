@@ -188,6 +188,12 @@ def lookup_kernel(manufacturer: str, name: str, iterative_strength: str = "") ->
     return found[0] if len(found) == 1 else None
 
 
+def preset_kernel(text: str) -> KernelEntry | None:
+    """Entry of ``vendor-kernel``, such as siemens-b30f, ge-lung or toshiba-fc51; None where unknown."""
+    vendor, _, name = text.strip().partition("-")
+    return lookup_kernel(vendor, name) if vendor_of(vendor) else None
+
+
 def vendor_of(manufacturer: str) -> str | None:
     """Siemens, GE, Philips or Canon (Toshiba's CT is Canon's now); None for another manufacturer."""
     text = manufacturer.strip().upper() + " "
