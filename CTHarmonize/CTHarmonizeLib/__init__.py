@@ -7,6 +7,7 @@ Importing this imports neither torch nor any other library; the functions import
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from CTHarmonizeLib.errors import Cancelled, CannotRunError, CTHarmonizeError, InputError
@@ -54,7 +55,8 @@ def describe(
     source_kernel: str | float | None = None,
     source_dose: float | None = None,
 ) -> Description:
-    """Acquisition of a CT volume or file: each value, and whether it was read, measured or given."""
+    """Acquisition of a CT volume or file: each value, and whether it was read, measured or given; warnings of the
+    reading too."""
     from CTHarmonizeLib.ct.describe import describe as run
     from CTHarmonizeLib.ct.io import read_volume
     from CTHarmonizeLib.ct.volume import Volume, check_ct
@@ -62,7 +64,8 @@ def describe(
     if not isinstance(volume, Volume):
         volume = read_volume(volume)
     check_ct(volume)
-    return run(volume, source_kernel=source_kernel, source_dose=source_dose)
+    description = run(volume, source_kernel=source_kernel, source_dose=source_dose)
+    return replace(description, warnings=(*volume.warnings, *description.warnings))
 
 
 def installedModels(extraFolders: list[str | os.PathLike] | tuple = ()) -> list[Model | BrokenModel]:

@@ -74,17 +74,40 @@ def _parser() -> _Parser:
     command = commands.add_parser("harmonize", parents=[source, common], help="make the three volumes")
     command.set_defaults(run=_harmonize)
     command.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder for the results")
-    command.add_argument("--kernel", metavar="K", help="target kernel: smooth, medium, sharp, or its f50 in lp/cm")
+    command.add_argument(
+        "--kernel",
+        metavar="K",
+        help="target kernel: smooth, medium, sharp, a vendor's such as siemens-b30f, or an f50 in lp/cm "
+        "(without it: the source's)",
+    )
     command.add_argument("--dose", type=float, metavar="PERCENT", help="target dose (without it: the source's)")
-    command.add_argument("--thickness", type=float, metavar="MM", help="target slice thickness")
+    command.add_argument(
+        "--thickness", type=float, metavar="MM", help="target slice thickness, for methods that can set it"
+    )
     command.add_argument("--method", default="ctflow", help="default: %(default)s; see ctharmonize models")
     command.add_argument("--model", metavar="FOLDER", help="model folder, or the name of an installed model")
     command.add_argument("--samples", type=int, metavar="N", help="samples to draw (default: the model's)")
     command.add_argument("--temperature", type=float, metavar="T", help="deviation of the latents")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--coherence", type=float, default=0.0, metavar="MM", help="alikeness of slices' noise")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    command.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    command.add_argument("--seed", type=int, default=0, help="same seed, same images (default: 0)")
+    command.add_argument(
+        "--coherence",
+        type=float,
+        default=0.0,
+        metavar="MM",
+        help="length over which neighbouring slices' noise grain is alike (default: 0, independent)",
+    )
+    command.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where to compute (auto: a GPU if there is one)",
+    )
+    command.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the network (auto: bfloat16 where the device has it)",
+    )
     command.add_argument("--roi", metavar="i0:i1,j0:j1,k0:k1", help="columns, rows, slices to harmonize")
     command.add_argument("--tile", type=int, metavar="PIXELS", help="side of a tile (default: by memory)")
     command.add_argument("--batch", type=int, metavar="SLICES", help="slices at once (default: by memory)")

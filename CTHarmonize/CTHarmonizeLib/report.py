@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from CTHarmonizeLib.ct.volume import Volume
+from CTHarmonizeLib.ct.volume import PADDING_BELOW, Volume
 from CTHarmonizeLib.version import __version__
 
 if TYPE_CHECKING:
@@ -97,12 +97,14 @@ def outcome_warnings(outcome: Outcome) -> list[str]:
 
 
 def hu_statistics(hu: np.ndarray) -> dict[str, float]:
-    """Smallest, largest, mean, deviation and some percentiles, of HU rounded to whole numbers."""
+    """Smallest, largest, mean, deviation and some percentiles of HU rounded to whole numbers, without padding."""
     whole = hu if hu.dtype == np.int16 else np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
     counts = np.zeros(65536, np.int64)
     for plane in whole:
         counts += np.bincount(plane.ravel().astype(np.int32) + 32768, minlength=65536)
     values = np.arange(-32768, 32768)
+    if counts[values > PADDING_BELOW].any():
+        counts[values <= PADDING_BELOW] = 0
     share = np.cumsum(counts) / counts.sum()
     mean = float(counts @ values / counts.sum())
     present = values[counts > 0]

@@ -55,6 +55,8 @@ class Request:
     def __post_init__(self) -> None:
         if isinstance(self.roi, str):
             object.__setattr__(self, "roi", Roi.parse(self.roi))
+        elif self.roi is not None and not isinstance(self.roi, Roi):
+            raise InputError("The region must be a Roi or text of the form i0:i1,j0:j1,k0:k1 (columns, rows, slices).")
 
     def as_dict(self) -> dict:
         """Plain values, for JSON."""

@@ -20,6 +20,8 @@ from stochastic_method import chest
 import CTHarmonizeLib
 from CTHarmonizeLib import cli, harmonize
 from CTHarmonizeLib.ct.io import read_volume, write_nrrd
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.report import hu_statistics
 
 RESULTS = {"harmonized.nrrd", "mean.nrrd", "standard_deviation.nrrd", "result.json"}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(CTHarmonizeLib.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
@@ -100,6 +102,17 @@ def test_region_of_interest_lies_in_its_place(shared, scan, tmp_path):
 
 
 ROI = "16:80,40:96,1:3"
+
+
+def test_statistics_leave_padding_out():
+    padded = np.where(np.arange(90) < 20, -2000, chest().hu).astype(np.int16)
+    assert hu_statistics(padded) == hu_statistics(chest().hu[..., 20:])
+    assert hu_statistics(np.full((1, 4, 4), -2000, np.int16))["maximum"] == -2000
+
+
+def test_a_region_is_a_roi_or_its_text():
+    with pytest.raises(InputError, match="i0:i1,j0:j1,k0:k1"):
+        harmonize("scan.nrrd", "medium", method="mtf-filter", roi=((0, 20), (0, 20), (0, 1)))
 
 
 def test_python_reports_progress(scan):

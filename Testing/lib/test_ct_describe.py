@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ct_images import body, noise
 
+import CTHarmonizeLib
 from CTHarmonizeLib.ct.describe import describe
 from CTHarmonizeLib.ct.dicom import DicomFacts
 from CTHarmonizeLib.ct.io import read_volume
@@ -134,3 +136,7 @@ def test_real_scans(name, kernel, f50, noise):
     else:
         assert f50[0] < found.measured_f50 < f50[1]
     assert found.warnings == ()
+
+
+def test_what_the_reading_warned_of_is_told_too():
+    assert CTHarmonizeLib.describe(replace(scan(), warnings=("One slice only.",))).warnings[0] == "One slice only."
