@@ -35,7 +35,7 @@ def draw(
     dose: float,
     target: str,
 ) -> None:
-    """Write a PNG: the whole slice, a detail of the lung and one of soft tissue and bone, in their windows."""
+    """Write a PNG: the whole slice, a detail of the lung and one around bone, in soft-tissue and bone windows."""
     from matplotlib.figure import Figure
 
     spacing, number = scans.protocol.pixel_spacing, _telling_slice(regions)
@@ -56,7 +56,7 @@ def draw(
     views = _views(regions, number, spacing)
     largest = None if result.deviation is None else float(np.percentile(result.deviation[number], 99.5))
     figure = Figure(figsize=(2.6 * len(columns) + 1.6, 2.45 * len(views) + 0.7), dpi=130, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.02)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05, wspace=0.0, hspace=0.02)
     grid = figure.subplots(len(views), len(columns), squeeze=False)
     for (title, _), axes in zip(columns, grid[0], strict=True):
         axes.set_title(title, fontsize=10)
@@ -101,7 +101,8 @@ def _views(regions: Regions, number: int, spacing: float) -> list[View]:
         largest = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
         views.append(View("Lung", _square(_middle(largest), body.shape, spacing), -600.0, 1500.0, 20))
     middle = _middle(bone if bone.any() else body)
-    views.append(View("Soft tissue, bone", _square(middle, body.shape, spacing), 50.0, 400.0, 20))
+    detail = _square(middle, body.shape, spacing)
+    views += [View("Soft tissue", detail, 50.0, 400.0, 20), View("Bone", detail, 400.0, 1800.0, 20)]
     return views
 
 

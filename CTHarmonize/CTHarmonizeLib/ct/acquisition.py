@@ -84,13 +84,13 @@ class NoiseTable:
 _CLEARLY_MORE_DOSE, _CLEARLY_MORE_NOISE = 1.5, 1.2
 
 REFERENCE_NOISE = NoiseTable(
-    phantom="six simulated chests, parallel beam, 2.5e5 photons per 0.75 mm of detector",
+    phantom="eleven simulated chests, parallel beam, 2.5e5 photons per 0.75 mm of detector",
     pixel_spacing=0.5,
     slice_thickness=2.0,
     f50=(2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0),
-    sigma=(7.2, 9.5, 12.0, 14.7, 21.7, 29.3, 37.2, 45.9),
+    sigma=(7.2, 9.5, 11.9, 14.6, 21.4, 28.9, 36.5, 45.0),
 )
-"""Noise at 100 % dose where no model card says otherwise: the median over the phantoms, measured."""
+"""Noise at 100 % dose where no model card says otherwise: the median over the phantoms, measured in water-like tissue."""
 
 
 def parse_kernel(kernel: str | float | Sequence[float], pixel_spacing: float) -> Mtf:
