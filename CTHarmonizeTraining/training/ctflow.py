@@ -51,9 +51,9 @@ class FlowStage(CTFlowStage):
     """Negative log-likelihood of the noisy target, per pixel in nats, dequantised by noise of ``dequantisation`` HU
     (stored HU are integers, and clipped air would make the likelihood unbounded).
 
-    ``mean_weight`` times the squared error of a pair of opposite samples' mean against ``truth`` is added (the paper
-    has no such term): its minimum is the conditional mean, as the likelihood's is, but where the truth is noise-free
-    it is learned from far fewer pairs. Errors count in units of :data:`MEAN_ERROR_HU` and of the encoder's own error,
+    ``mean_weight`` times the squared error of the samples' mean against ``truth`` is added (the paper has no such
+    term): its minimum is the conditional mean, as the likelihood's is, but where the truth is noise-free it is learned
+    from far fewer pairs. It is estimated without bias from two pairs of opposite samples. Errors count in units of :data:`MEAN_ERROR_HU` and of the encoder's own error,
     so that noisy pairs do not outweigh the others. The encoder is frozen, as in the paper, or trained along.
     """
 
@@ -85,10 +85,14 @@ class FlowStage(CTFlowStage):
         values = {"loss": -likelihood.mean() / target[0].numel()}
         if self.mean_weight:
             estimate_error = self.error(self.network.to_image(encoding.estimate), batch).detach()
-            mean_error = self.error(self._pair_mean(encoding, random), batch)
-            estimate, mean = (error.square().mean((1, 2, 3)) for error in (estimate_error, mean_error))
+            # the product of two independent errors has the mean's squared error as its expectation; the square of
+            # one would add the pair's variance, and teach the flow to draw too little noise
+            first, second = (self.error(self._pair_mean(encoding, random), batch) for _ in range(2))
+            estimate = estimate_error.square().mean((1, 2, 3))
+            mean = (first * second).mean((1, 2, 3))
             values["likelihood_loss"] = values["loss"].detach()
-            values["encoder_rmse_hu"], values["rmse_hu"] = estimate.mean().sqrt(), mean.detach().mean().sqrt()
+            values["encoder_rmse_hu"] = estimate.mean().sqrt()
+            values["rmse_hu"] = mean.detach().mean().clamp_min(0.0).sqrt()
             values["loss"] = values["loss"] + self.mean_weight * (mean / (estimate + MEAN_ERROR_HU**2)).mean()
         return values
 
