@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeTraining.data.patient import PatientStore
 
 SPLITS = "splits.json"
 PARTS = ("train", "validation", "test")
@@ -79,6 +80,8 @@ def stores_for(path: Path, part: str) -> list[Path]:
         commands = "'ctharmonize-train simulate' or 'ctharmonize-train import'"
         raise InputError(f"There are no stores in '{path}': make them with {commands}.")
     if not (path / SPLITS).exists():
+        if any(PatientStore.recognizes(store) for store in found):
+            raise InputError(f"'{path}' holds measured pairs but no {SPLITS}: import them again, which writes it.")
         return found
     parts = Splits.of(path).patients
     chosen = [store for store in found if parts.get(store.stem) == part]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import CTHarmonizeLib
 import CTHarmonizeTraining.evaluation
+import CTHarmonizeTraining.simulation
 from CTHarmonizeLib import report as lib_report
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
@@ -172,9 +173,9 @@ def _about(scans: SimulatedScans, candidates: Candidates) -> dict:
 
 
 def _code() -> str:
-    """SHA-256 of what computes the images and their scores."""
+    """SHA-256 of what computes the scans, the images and their scores."""
     digest = hashlib.sha256()
-    for package in (CTHarmonizeLib, CTHarmonizeTraining.evaluation):
+    for package in (CTHarmonizeLib, CTHarmonizeTraining.evaluation, CTHarmonizeTraining.simulation):
         for path in sorted(Path(package.__file__).parent.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -47,6 +47,9 @@ def import_collection(
             _say(f"Patient {patient.name}: {splits.add(patient.name)}.")
             for note in notes:
                 _say(f"Note on patient {patient.name}: {note}")
+        else:  # splits.json may have been lost
+            splits.add(patient.name, patient.part)
+            splits.write(output)
         there += 1
     if not there:
         why = f" {reasons[0]}" if reasons else ""

@@ -211,10 +211,10 @@ def _scanner(
 def _check_sharpness(mtf: Mtf, geometry: Geometry) -> None:
     """Raise InputError where detector and focal spot leave too little for ``mtf``."""
     limit = geometry.usable_band()
-    if mtf.f50 > limit:
+    if mtf.f10 > limit:  # beyond the limit there is nothing: less than a tenth may be lost
         raise InputError(
-            f"A kernel with f50 {mtf.f50:.1f} lp/cm is too sharp for this detector and focal spot, which show nothing "
-            f"beyond {limit:.1f} lp/cm."
+            f"A kernel with f50 {mtf.f50:.1f} and f10 {mtf.f10:.1f} lp/cm is too sharp for this detector and focal "
+            f"spot, which show nothing beyond {limit:.1f} lp/cm."
         )
 
 

@@ -53,8 +53,9 @@ class FlowStage(CTFlowStage):
 
     ``mean_weight`` times the squared error of the samples' mean against ``truth`` is added (the paper has no such
     term): its minimum is the conditional mean, as the likelihood's is, but where the truth is noise-free it is learned
-    from far fewer pairs. It is estimated without bias from two pairs of opposite samples. Errors count in units of :data:`MEAN_ERROR_HU` and of the encoder's own error,
-    so that noisy pairs do not outweigh the others. The encoder is frozen, as in the paper, or trained along.
+    from far fewer pairs. It is estimated without bias from two pairs of opposite samples. Errors count in units of
+    :data:`MEAN_ERROR_HU` and of the encoder's own error, so that noisy pairs do not outweigh the others. The encoder is
+    frozen, as in the paper, or trained along.
     """
 
     def __init__(

@@ -90,7 +90,7 @@ REFERENCE_NOISE = NoiseTable(
     f50=(2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0),
     sigma=(7.2, 9.5, 11.9, 14.6, 21.4, 28.9, 36.5, 45.0),
 )
-"""Noise at 100 % dose where no model card says otherwise: the median over the phantoms, measured in water-like tissue."""
+"""Noise at 100 % dose where no model card says otherwise: the median over the phantoms, in water-like tissue."""
 
 
 def parse_kernel(kernel: str | float | Sequence[float], pixel_spacing: float) -> Mtf:
