@@ -68,10 +68,10 @@ def test_pictures_show_something(head):
         assert pixels.std() > 5.0
 
 
-def test_the_slice_that_comes_along_is_noisy_enough_to_show_something():
-    case = cases.spine()
-    assert case.volume.shape == (1, 128, 128)
-    assert measure_noise(case.volume.hu, case.volume.pixel_spacing).sigma > 25.0
+def test_the_slice_that_comes_along_can_be_read():
+    case = cases.head()
+    assert case.volume.shape == (1, 512, 512)
+    assert measure_noise(case.volume.hu, case.volume.pixel_spacing).sigma < 8.0  # the targets' are above
 
 
 def test_a_missing_scan_is_one_sentence(tmp_path):

@@ -151,7 +151,7 @@ def _cases(options: argparse.Namespace) -> Iterator[cases.Case]:
     if options.ct:
         yield cases.own(options.ct, options.slices, options.kernel, options.dose)
         return
-    yield cases.spine()
+    yield cases.head()
     if options.chest_slices:
         print("\nSimulating a chest ...", flush=True)
         yield cases.chest(options.chest_slices, options.output / "chest-simulated")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PICTURES = {
     "chest/figure.png": "chest.png",
-    "spine/figure.png": "spine.png",
+    "head/figure.png": "head.png",
     "panel.png": "panel.png",
     "panel-ready.png": "panel-ready.png",
 }
