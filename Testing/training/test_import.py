@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -441,9 +442,23 @@ def test_fit_says_what_measured_pairs_cannot_give(challenge, configuration, tmp_
     stores = tmp_path / "stores"
     stores.mkdir()
     (stores / "L067.zarr").symlink_to(challenge[1] / "L067.zarr")
+    with pytest.raises(InputError, match="no splits.json"):
+        fit(str(configuration), stores, tmp_path / "run", accelerator="cpu", progress=False)
+    (stores / "splits.json").write_text('{"seed": 0, "patients": {"L067": "train"}}')
     with pytest.raises(InputError, match="truth has to be target"):
         fit(str(configuration), stores, tmp_path / "run", accelerator="cpu", progress=False)
     configuration.write_text(text)
-    zarr.open_group(str(stores / "scenes.zarr"), mode="w")
+    scenes = tmp_path / "scenes.zarr"
+    zarr.open_group(str(scenes), mode="w")
     with pytest.raises(InputError, match="cannot be mixed"):
-        fit(str(configuration), stores, tmp_path / "run", accelerator="cpu", progress=False)
+        fit(str(configuration), stores, tmp_path / "run", scenes, accelerator="cpu", progress=False)
+
+
+def test_a_lost_split_is_written_again(challenge, tmp_path) -> None:
+    """Patients that are there already get the parts that they had."""
+    copy = tmp_path / "stores"
+    shutil.copytree(challenge[1], copy)
+    before = json.loads((copy / "splits.json").read_text())
+    (copy / "splits.json").unlink()
+    import_collection("mayo", str(challenge[0]), copy)
+    assert json.loads((copy / "splits.json").read_text()) == before
