@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import slicer
@@ -96,8 +97,9 @@ class Panel(VTKObservationMixin):
             self._keepOutputsWithInput()
             problem = self._inputProblem()
             self._showInput(problem)
-            self._showTarget()
-            self._showRun(problem)
+            aim = self._aim()
+            self._showTarget(aim)
+            self._showRun(problem, aim)
         finally:
             self._filling = False
 
@@ -166,7 +168,7 @@ class Panel(VTKObservationMixin):
             self._sourceKernel.show(self._parameters.sourceKernel, choices.kernels(None, self._pixelSpacing),
                                     choices.kernelRange(None, self._pixelSpacing))
 
-    def _showTarget(self) -> None:
+    def _showTarget(self, aim: choices.Aim) -> None:
         ui, method, model = self.ui, self._method, self._model
         _fill(ui.methodComboBox, [(m.title, m.name) for m in self._choices.methods if m.usable], method and method.name)
         ui.methodComboBox.toolTip = method.summary if method else _("No method is installed.")
@@ -198,14 +200,9 @@ class Panel(VTKObservationMixin):
                 choices.kernels(model, self._pixelSpacing),
                 choices.kernelRange(model, self._pixelSpacing),
             )
-            ui.expectedLabel.text = self._aim().text or "–"
+            ui.expectedLabel.text = aim.text or "–"
 
-    def _aim(self) -> choices.Aim:
-        return choices.aim(
-            self._detector.description, self._model, self._targetOf("kernel"), self._targetOf("dose")
-        )
-
-    def _showRun(self, problem: str) -> None:
+    def _showRun(self, problem: str, aim: choices.Aim) -> None:
         ui, job = self.ui, self.job
         for section in (ui.inputsCollapsibleButton, ui.targetCollapsibleButton, ui.outputsCollapsibleButton,
                         ui.advancedCollapsibleButton):
@@ -227,9 +224,8 @@ class Panel(VTKObservationMixin):
             if problem:
                 message = Message("error" if self._input else "info", problem)
             elif not message.text:
-                added = [self._aim().warning] if self._parameters and self._method.stochastic else []
-                warnings = [*self._choices.problems, *self._detector.warnings, *filter(None, added)]
-                message = Message("warning", "\n".join(warnings))
+                warnings = [*self._choices.problems, *self._detector.warnings, aim.warning]
+                message = Message("warning", "\n".join(filter(None, warnings)))
         message.show(ui.messageLabel)
 
     # Setting
@@ -285,6 +281,15 @@ class Panel(VTKObservationMixin):
         if not self._method or name not in self._method.targetFields:
             return None
         return (self._parameters.targetKernel or None) if name == "kernel" else self._parameters.targetDose
+
+    def _aim(self) -> choices.Aim:
+        """Of what the panel shows; a method without samples adds no noise, whatever the target."""
+        if not self._parameters:
+            return choices.Aim()
+        aim = choices.aim(
+            self._detector.description, self._model, self._targetOf("kernel"), self._targetOf("dose")
+        )
+        return aim if self._method and self._method.stochastic else replace(aim, warning="")
 
     def request(self) -> dict[str, Any]:
         """Arguments of ``logic.harmonize`` for what the panel shows."""

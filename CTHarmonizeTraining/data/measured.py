@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.ctflow import acquisition_vector, source_planes
-from CTHarmonizeTraining.data.pairs import FILTER_MARGIN, turner
+from CTHarmonizeTraining.data.pairs import FILTER_MARGIN, turner, weights_of
 from CTHarmonizeTraining.data.patient import BLOCK, MatchedSet, PatientStore
 
 BODY_SHARE = 0.8
@@ -53,13 +53,11 @@ class MeasuredPairs(Dataset):
         self.sources: list[_Source] = []
         share: list[float] = []
         opened = [PatientStore(path) for path in stores]
-        unknown = set(weights or ()) - {store.path.stem for store in opened}
-        if unknown:
-            raise InputError(f"There is no store called {', '.join(sorted(unknown))}.")
+        given = weights_of([store.path for store in opened], weights)
         for store in opened:
             sources = [source for entry in store.sets if (source := _Source(entry, size, series)).usable]
             counts = np.array([len(source.slices) for source in sources], dtype=float)
-            weight = (weights or {}).get(store.path.stem)
+            weight = given.get(store.path.stem)
             share.extend(counts if weight is None else weight * counts / max(counts.sum(), 1.0))
             self.sources.extend(sources)
         if not sum(share):

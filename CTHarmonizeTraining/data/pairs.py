@@ -136,6 +136,15 @@ class SceneSampler:
         return Sampler(shape, self.pixel, origin, grid, seen_through(mtf, self.base))
 
 
+def weights_of(stores: Sequence[Path], weights: Mapping[str, float] | None) -> Mapping[str, float]:
+    """``weights`` by store name; empty for None. Raises InputError for a name that none of ``stores`` has."""
+    weights = weights or {}
+    unknown = set(weights) - {path.stem for path in stores}
+    if unknown:
+        raise InputError(f"There is no store called {', '.join(sorted(unknown))}.")
+    return weights
+
+
 class PairDataset(Dataset):
     """Endless pairs; item ``i`` is always the same for the same seed and stores.
 
@@ -162,10 +171,8 @@ class PairDataset(Dataset):
         self.stores = [SceneSampler(path) for path in stores]
         self.length, self.size, self.planes, self.seed = length, size, planes, seed
         self.pixel_range, self.measurement_error = pixel_range, measurement_error
-        unknown = set(weights or ()) - {store.path.stem for store in self.stores}
-        if unknown:
-            raise InputError(f"There is no store called {', '.join(sorted(unknown))}.")
-        share = np.array([(weights or {}).get(store.path.stem, len(store)) for store in self.stores], dtype=float)
+        given = weights_of([store.path for store in self.stores], weights)
+        share = np.array([given.get(store.path.stem, len(store)) for store in self.stores], dtype=float)
         self.share = share / share.sum()
         self.kernels = KernelSampler(seed, named=list(NAMED_KERNELS.values()))
         self.fixed_kernels, self.full_dose_share = kernels, full_dose_share

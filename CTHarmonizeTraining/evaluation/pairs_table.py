@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.request import Request
 from CTHarmonizeLib.version import __version__
+from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.evaluation.candidates import Candidates
 from CTHarmonizeTraining.evaluation.measures import SCORE_WINDOW, Regions
 from CTHarmonizeTraining.evaluation.scores import score
@@ -94,8 +94,8 @@ def evaluate(
     candidates = Candidates(replace(request, device=device, precision=precision))
     protocol = Protocol(pixel_spacing, size, tuple(map(float, doses)), target_dose, views, photons, seed)
     cache = cache or output / "simulated"
-    true = slices_of_ct(ct, slices) if ct is not None else slices_of_phantoms(phantom, slices, cache, progress=_say)
-    scans = simulated_scans(true, protocol, cache, _say)
+    true = slices_of_ct(ct, slices) if ct is not None else slices_of_phantoms(phantom, slices, cache, progress=say)
+    scans = simulated_scans(true, protocol, cache, say)
     regions = Regions.of(scans.clean["smooth"], pixel_spacing)
     if not regions.body.any():
         raise InputError("The slices show no body: choose others.")
@@ -105,7 +105,7 @@ def evaluate(
     for number, mapping in enumerate(mappings, start=1):
         shown = figures and mapping[1] == min(protocol.doses) and (mapping[0], mapping[2]) in FIGURES
         pairs.append(_evaluated(scans, regions, candidates, mapping, output, about, shown))
-        _say(f"{number} of {len(mappings)} mappings, {time.perf_counter() - start:.0f} s")
+        say(f"{number} of {len(mappings)} mappings, {time.perf_counter() - start:.0f} s")
     results = {**about, "regions": _sizes(regions), "pairs": pairs}
     _write(output / "results.json", lib_report.as_json(results, indent=1))
     _write(output / "results.csv", tables.csv(results))
@@ -183,10 +183,6 @@ def _code() -> str:
 
 def _sizes(regions: Regions) -> dict[str, int]:
     return {"body": int(regions.body.sum()), **{name: int(mask.sum()) for name, mask in regions.tissues.items()}}
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Literal
 
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import check_output_folder
+from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.data.splits import SPLITS, Splits
 from CTHarmonizeTraining.importing.anatomy import lodopab, luna
 from CTHarmonizeTraining.importing.dicom import folders, mayo
@@ -42,19 +42,19 @@ def import_collection(
                 notes = _write(patient, path, splits)
             except InputError as error:
                 reasons.append(f"Patient {patient.name} was left out: {error}")
-                _say(reasons[-1])
+                say(reasons[-1])
                 continue
-            _say(f"Patient {patient.name}: {splits.add(patient.name)}.")
+            say(f"Patient {patient.name}: {splits.add(patient.name)}.")
             for note in notes:
-                _say(f"Note on patient {patient.name}: {note}")
+                say(f"Note on patient {patient.name}: {note}")
         else:  # splits.json may have been lost
             splits.add(patient.name, patient.part)
-            splits.write(output)
         there += 1
     if not there:
         why = f" {reasons[0]}" if reasons else ""
         raise InputError(f"Nothing in '{input}' could be imported as '{layout}'.{why}")
-    _say(f"{there} patients in '{output}', {len(reasons)} left out; {SPLITS} says who is in which part.")
+    splits.write(output)
+    say(f"{there} patients in '{output}', {len(reasons)} left out; {SPLITS} says who is in which part.")
 
 
 def _write(patient: Patient, path: Path, splits: Splits) -> list[str]:
@@ -77,7 +77,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

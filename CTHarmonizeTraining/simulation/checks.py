@@ -10,6 +10,7 @@ import torch
 from scipy.special import j0
 
 from CTHarmonizeTraining.simulation.fan import FanBeam
+from CTHarmonizeTraining.simulation.noise import reading_variance
 from CTHarmonizeTraining.simulation.projector import WATER_ATTENUATION, Geometry, Grid, Modulation
 from CTHarmonizeTraining.simulation.scan import seeded_generator
 from CTHarmonizeTraining.simulation.scanner import Scanner
@@ -108,14 +109,12 @@ class WaterCylinder:
     def _theory(self, frequency: np.ndarray, mtf: Modulation, dose: float) -> np.ndarray:
         """Kak & Slaney, section 5.1: (pi / views) pitch variance f M(f)^2 / blur(f)^2, in HU.
 
-        ``variance``: of a reading through the middle, 1 / N + electronic^2 / N^2. Each rebinned ray is one reading.
+        ``variance``: of a reading through the middle. Each rebinned ray is one reading.
         """
-        geometry, exposure = self.scanner.geometry, self.scanner.exposure
-        middle = float(self.clean[:, self.clean.shape[1] // 2].mean())
-        share = self.scanner.pitch / 0.75
-        percent = dose * (0.5 if self.scanner.fan else 1.0)
-        counts = percent / 100.0 * exposure.photons * share * np.exp(-middle)
-        variance = 1.0 / counts + exposure.electronic**2 * share / counts**2
+        geometry, scanner = self.scanner.geometry, self.scanner
+        middle = self.clean[:, self.clean.shape[1] // 2].mean().cpu()
+        percent = dose * (0.5 if scanner.fan else 1.0)
+        variance = float(reading_variance(middle, percent, scanner.pitch, scanner.exposure))
         per_mm = frequency / 10.0
         gain = per_mm * np.asarray(mtf(frequency)) ** 2 / geometry.blur(per_mm) ** 2
         return np.pi / geometry.views * geometry.pitch * variance * gain * (1000.0 / WATER_ATTENUATION) ** 2

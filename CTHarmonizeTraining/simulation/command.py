@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from CTHarmonizeLib.device import choose_device
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.version import __version__
+from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.simulation.fan import FanBeam
 from CTHarmonizeTraining.simulation.noise import Exposure
 from CTHarmonizeTraining.simulation.pair import Desk, Side, whole_slices
@@ -116,7 +116,7 @@ def simulate(
     subject = read_subject(input, thickness)
     chosen = subject.indices(slices)
     for warning in subject.warnings:
-        _say(f"Note: {warning}")
+        say(f"Note: {warning}")
     if scenes:
         facts = {"source": subject.name, "slice_thickness": subject.spacing[2], "seed": seed}
         counts = {"per_slice": scenes, "realisations": realisations, "views": views}
@@ -131,7 +131,7 @@ def simulate(
     warnings = list(subject.warnings)
     if len(whole) < len(chosen):
         warnings.append(f"The last {len(chosen) - len(whole)} slices fill no slice of both thicknesses: left out.")
-        _say(f"Note: {warnings[-1]}")
+        say(f"Note: {warnings[-1]}")
     scanner = _scanner(subject.reach(grid), views, beam, detector_width, focal_spot, photons, tube_modulation)
     for side in (source,) if insert_noise else (source, target):
         _check_sharpness(side.mtf, scanner.geometry)
@@ -142,14 +142,14 @@ def simulate(
         lost.append(_outside(hu))
         return hu
 
-    desk = Desk(replace(subject, slice_of=watched), scanner, grid, seed, where, _say)
+    desk = Desk(replace(subject, slice_of=watched), scanner, grid, seed, where, say)
     volumes = desk.pair(whole, source, target) if insert_noise is None else desk.insert_noise(whole, source)
     if max(lost) > 0.01:
         warnings.append(
             f"Up to {100 * max(lost):.0f} % of what is denser than lung in a slice lies outside the circle inscribed "
             "in it and was left out: give whole slices, not a cut-out."
         )
-        _say(f"Note: {warnings[-1]}")
+        say(f"Note: {warnings[-1]}")
     for name, volume in volumes.items():
         write_nrrd(volume, output / f"{name}.nrrd")
     spacing = subject.spacing[2]
@@ -181,7 +181,7 @@ def simulate(
     except OSError as error:
         raise CannotRunError(f"'{output / 'simulation.json'}' cannot be written: {error.strerror}.") from error
     if report:
-        _say("measuring for the report")
+        say("measuring for the report")
         sides = {"source": source, "target": target} if insert_noise is None else {"source": source}
         measured = measure_sides(scanner, sides, seed, where)
         write_report(output / "report.html", f"Simulated pair of {subject.name}", facts, volumes, sides, measured)
@@ -233,7 +233,3 @@ def _device(name: str) -> torch.device:
     if name == "auto":  # Apple's GPUs have no double precision, which the angles need
         return torch.device("cpu")
     raise CannotRunError("Scans cannot be simulated on an Apple GPU: choose the device cpu.")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,16 +65,23 @@ def extra_noise(
     """What turns readings at the dose ``full`` into readings at ``less`` (percent, as in :func:`add_noise`).
 
     The noise of ``less``, scaled so that its variance is what that of ``full`` lacks (Yu et al., J. Comput. Assist.
-    Tomogr. 36, 2012, with the electronic part): 1 / N + electronic^2 / N^2 for N counts.
+    Tomogr. 36, 2012, with the electronic part, :func:`reading_variance`).
     """
-
-    def variance(dose: float | Sequence[float] | Tensor) -> Tensor:
-        blank, electronic = _blank(line_integrals, dose, pitch, exposure)
-        counts = blank * torch.exp(-line_integrals)
-        return 1.0 / counts + electronic / counts**2
-
+    variance = partial(reading_variance, line_integrals, pitch=pitch, exposure=exposure)
     noise = add_noise(line_integrals, less, pitch, generator, exposure).sub_(line_integrals)
     return noise.mul_((1.0 - variance(full) / variance(less)).sqrt())
+
+
+def reading_variance(
+    line_integrals: Tensor,
+    dose: float | Sequence[float] | Tensor,
+    pitch: float,
+    exposure: Exposure = DEFAULT_EXPOSURE,
+) -> Tensor:
+    """Variance of readings at ``dose`` (percent, as in :func:`add_noise`): 1 / N + electronic^2 / N^2 for N counts."""
+    blank, electronic = _blank(line_integrals, dose, pitch, exposure)
+    counts = blank * torch.exp(-line_integrals)
+    return 1.0 / counts + electronic / counts**2
 
 
 def _blank(

@@ -7,7 +7,6 @@ while it does; an interrupted run goes on where it stopped. ``ctharmonize-train 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 import zarr
 
 from CTHarmonizeLib.errors import InputError
+from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.simulation.projector import WIDE_BAND_EDGE
 from CTHarmonizeTraining.simulation.scan import SCENE_PIXEL, SCENE_ROWS, Scene, base_scenes
 
@@ -143,5 +143,5 @@ def simulate_scenes(
         for key, of_slice in zip(keys, scenes, strict=True):
             store.add(key, of_slice)
         seconds = (time.perf_counter() - start) / len(keys)
-        print(f"slice {keys[-1]}: {len(store)} scenes, {seconds:.1f} s a slice", file=sys.stderr, flush=True)
+        say(f"slice {keys[-1]}: {len(store)} scenes, {seconds:.1f} s a slice")
     return store

@@ -28,10 +28,10 @@ LARGEST_CORRECTION = 1000.0
 """A sample that lies further than this from the estimate, in HU, is implausible."""
 
 
-def acquisition_vector(source: Acquisition, target: Acquisition, noise_unit: float = 1.0) -> list[float]:
+def acquisition_vector(source: Acquisition, target: Acquisition) -> list[float]:
     """What the network is told of source and target: numbers of order one.
 
-    Frequencies in cycles per pixel, as its convolutions see them; noise (times ``noise_unit``), spacing and thickness
+    Frequencies in cycles per pixel, as its convolutions see them; noise, spacing and thickness
     on a logarithmic scale.
     """
 
@@ -41,7 +41,7 @@ def acquisition_vector(source: Acquisition, target: Acquisition, noise_unit: flo
             math.log2(max(acquisition.f50, 0.1) * per_pixel / 0.25),
             math.log2(max(acquisition.f10, 0.1) * per_pixel / 0.4),
             5.0 * (acquisition.mtf_peak - 1.0),
-            math.log(max(acquisition.noise * noise_unit, 1.0) / 20.0),
+            math.log(max(acquisition.noise, 1.0) / 20.0),
             math.log2(acquisition.slice_thickness / 2.0),
         ]
 
@@ -82,7 +82,7 @@ class CTFlowMethod(Method):
         """States of all layers for a tile."""
         acquisition = None
         if self.network.config.conditions:
-            vector = planes.new_tensor(acquisition_vector(source, target, self.network.config.noise_unit))
+            vector = planes.new_tensor(acquisition_vector(source, target))
             acquisition = vector.expand(len(planes), -1)
         return self.network.encode(to_unit(planes, self.window), acquisition)
 

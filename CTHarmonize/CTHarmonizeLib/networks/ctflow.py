@@ -22,7 +22,6 @@ class CTFlowConfig:
     source filtered to the target's MTF as a second input. ``form``: ``direct`` models the target itself,
     ``residual`` its difference from the encoder's estimate, times ``residual_gain``. ``gain`` multiplies what the
     network sees of [0, 1]. ``feature_channels``: features are projected to this width at each level (None: not).
-    ``noise_unit``: what training told as noise, as a share of the noise that is measured in water-like tissue.
     """
 
     encoder_blocks: int = 14
@@ -42,7 +41,6 @@ class CTFlowConfig:
     form: str = "direct"
     gain: float = 1.0
     residual_gain: float = 1.0
-    noise_unit: float = 1.0
 
     @classmethod
     def from_dict(cls, entries: dict) -> CTFlowConfig:
