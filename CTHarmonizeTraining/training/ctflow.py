@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from CTHarmonizeLib.methods.ctflow import to_hu, to_unit
-from CTHarmonizeLib.networks.ctflow import CTFlow, Encoding
-from CTHarmonizeTraining.training.base import StageConfig, TrainingStage
+from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig, Encoding
+from CTHarmonizeTraining.training.base import StageConfig, Training, TrainingStage, item_generators
 
 L1_UNIT_HU = 250.0
 """HU are too small a unit for a loss."""
@@ -16,9 +16,12 @@ L1_UNIT_HU = 250.0
 MEAN_ERROR_HU = 20.0
 """Pairs on which the encoder errs by less count alike in the flow's mean."""
 
+SHOWN_PAIRS = 4
+"""Pairs of opposite samples in a picture's mean and deviation."""
+
 
 class CTFlowStage(TrainingStage):
-    """What both stages share: the intensity window, and ``truth``, what an estimate is held against: the noise-free
+    """What the stages share: the intensity window, and ``truth``, what an estimate is held against: the noise-free
     image (``clean``, as simulation knows it) or the noisy one (``target``, as the paper's pairs are)."""
 
     def __init__(self, network: CTFlow, stage: StageConfig, window: tuple[float, float], truth: str = "clean") -> None:
@@ -29,9 +32,22 @@ class CTFlowStage(TrainingStage):
         """Planes in the network's [0, 1], and the conditions."""
         return to_unit(batch["planes"], self.window), batch["acquisition"]
 
+    def hu(self, image: Tensor) -> Tensor:
+        """Image in [0, 1] in HU."""
+        return to_hu(image, self.window)
+
     def error(self, image: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Image in [0, 1] minus truth, HU."""
-        return to_hu(image, self.window) - batch[self.truth]
+        return self.hu(image) - batch[self.truth]
+
+    def pictures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        estimate, _, _ = self.network.estimate(*self.inputs(batch))
+        images = {"source": batch["planes"][:, :1], "estimate": self.hu(self.network.to_image(estimate))}
+        return {name: image[:, 0] for name, image in {**images, **self._truths(batch)}.items()}
+
+    def _truths(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = {"target": "target", "clean": "noise-free target"}
+        return {title: batch[name] for name, title in names.items() if name in batch}
 
 
 class EncoderStage(CTFlowStage):
@@ -39,6 +55,7 @@ class EncoderStage(CTFlowStage):
 
     def __init__(self, network: CTFlow, stage: StageConfig, window: tuple[float, float], truth: str = "clean") -> None:
         super().__init__(network, stage, window, truth)
+        network.requires_grad_(True)
         network.levels.requires_grad_(False)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -70,16 +87,15 @@ class FlowStage(CTFlowStage):
     ) -> None:
         super().__init__(network, stage, window, truth)
         self.mean_weight, self.freeze_encoder, self.dequantisation = mean_weight, freeze_encoder, dequantisation
-        network.levels.requires_grad_(True)
+        network.requires_grad_(True)
         for module in (network.encoder, network.embedding):
             if module is not None:
                 module.requires_grad_(not freeze_encoder)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        encoding = self.network.encode(*self.inputs(batch), frozen=self.freeze_encoder)
-        encoding.estimate = encoding.estimate.float()
-        random = self._generator()
-        noise = self.dequantisation * torch.randn(batch["target"].shape, generator=random).to(batch["target"])
+        encoding = self._encode(batch)
+        random = list(item_generators(batch))
+        noise = self.dequantisation * _drawn(batch["target"].shape[1:], random).to(batch["target"])
         low, high = self.window
         target = (batch["target"] + noise - low) / (high - low)
         likelihood = self.network.log_likelihood(target, encoding)
@@ -88,7 +104,8 @@ class FlowStage(CTFlowStage):
             estimate_error = self.error(self.network.to_image(encoding.estimate), batch).detach()
             # the product of two independent errors has the mean's squared error as its expectation; the square of
             # one would add the pair's variance, and teach the flow to draw too little noise
-            first, second = (self.error(self._pair_mean(encoding, random), batch) for _ in range(2))
+            pairs = (0.5 * sum(self._opposite_samples(encoding, random)) for _ in range(2))
+            first, second = (self.error(mean, batch) for mean in pairs)
             estimate = estimate_error.square().mean((1, 2, 3))
             mean = (first * second).mean((1, 2, 3))
             values["likelihood_loss"] = values["loss"].detach()
@@ -97,14 +114,72 @@ class FlowStage(CTFlowStage):
             values["loss"] = values["loss"] + self.mean_weight * (mean / (estimate + MEAN_ERROR_HU**2)).mean()
         return values
 
-    def _pair_mean(self, encoding: Encoding, random: torch.Generator) -> Tensor:
-        """Mean of two samples of opposite latents, as the engine draws them, (b, 1, rows, columns) in [0, 1]."""
-        count, _, rows, columns = encoding.estimate.shape
-        shapes = self.network.latent_shapes(rows, columns)
-        latents = [torch.randn(count, *shape, generator=random).to(encoding.estimate) for shape in shapes]
-        first = self.network.inverse(latents, encoding)
-        return 0.5 * (first + self.network.inverse([-latent for latent in latents], encoding))
+    def pictures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        encoding, random = self._encode(batch), list(item_generators(batch))
+        samples = [image for _ in range(SHOWN_PAIRS) for image in self._opposite_samples(encoding, random)]
+        samples = self.hu(torch.stack(samples))[:, :, 0]
+        images = super().pictures(batch)
+        drawn = {"mean": samples.mean(0), "sample": samples[0], "deviation": samples.std(0)}
+        return {"source": images.pop("source"), "estimate": images.pop("estimate"), **drawn, **images}
 
-    def _generator(self) -> torch.Generator:
-        """What is drawn belongs to the step, so that a resumed run draws the same."""
-        return torch.Generator().manual_seed(self.global_step)
+    def _encode(self, batch: dict[str, Tensor]) -> Encoding:
+        encoding = self.network.encode(*self.inputs(batch), frozen=self.freeze_encoder)
+        encoding.estimate = encoding.estimate.float()
+        return encoding
+
+    def _opposite_samples(self, encoding: Encoding, random: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Two samples (b, 1, rows, columns) in [0, 1] of opposite latents, as the engine draws them."""
+        shapes = self.network.latent_shapes(*encoding.estimate.shape[2:])
+        latents = [_drawn(shape, random).to(encoding.estimate) for shape in shapes]
+        opposite = [-latent for latent in latents]
+        return self.network.inverse(latents, encoding), self.network.inverse(opposite, encoding)
+
+
+class CTFlowTraining(Training):
+    """CTFlow in two stages, ``encoder`` and ``flow``, and, where ``joint`` is given, a third that trains both.
+
+    ``intensity_window`` in HU; ``anchor_mm`` as on the model's card; ``truth`` and ``mean_weight`` as
+    :class:`FlowStage` has them.
+    """
+
+    def __init__(
+        self,
+        encoder: StageConfig,
+        flow: StageConfig,
+        joint: StageConfig | None = None,
+        network: CTFlowConfig = CTFlowConfig(),
+        intensity_window: tuple[float, float] = (-1000.0, 500.0),
+        anchor_mm: float | None = None,
+        truth: str = "target",
+        mean_weight: float = 0.0,
+    ) -> None:
+        self.encoder, self.flow, self.joint = encoder, flow, joint
+        self.network, self.intensity_window, self.anchor_mm = network, intensity_window, anchor_mm
+        self.truth, self.mean_weight = truth, mean_weight
+        self.planes = network.planes
+
+    def build(self) -> CTFlow:
+        return CTFlow(self.network).to(memory_format=torch.channels_last)
+
+    def stages(self) -> dict[str, StageConfig]:
+        stages = {"encoder": self.encoder, "flow": self.flow, "joint": self.joint}
+        return {name: stage for name, stage in stages.items() if stage is not None and stage.iterations}
+
+    def stage(self, name: str, network: CTFlow) -> CTFlowStage:
+        settings = self.stages()[name], self.intensity_window, self.truth
+        if name == "encoder":
+            return EncoderStage(network, *settings)
+        return FlowStage(network, *settings, self.mean_weight, freeze_encoder=name == "flow")
+
+    def card(self) -> dict:
+        return {
+            "method": "ctflow",
+            "network": self.network.as_dict(),
+            "intensity_window": list(self.intensity_window),
+            "anchor_mm": self.anchor_mm,
+        }
+
+
+def _drawn(shape: tuple[int, ...], random: list[torch.Generator]) -> Tensor:
+    """Standard normal (b, *shape), each item from its own generator."""
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in random])

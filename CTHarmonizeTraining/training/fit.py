@@ -1,129 +1,95 @@
-"""``ctharmonize-train fit``: from a configuration and stores to trained checkpoints and a model folder."""
+"""``ctharmonize-train fit``: from a configuration and stores to a trained network."""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import lightning as L
 import torch
-import yaml
+import zarr
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import Dataset
 
-from CTHarmonizeLib.errors import InputError
-from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig
+from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeLib.models import Model, model_for
+from CTHarmonizeLib.version import __version__
 from CTHarmonizeTraining.data.measured import MeasuredPairs
 from CTHarmonizeTraining.data.pairs import PairDataset
 from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.data.splits import Splits, stores_for
-from CTHarmonizeTraining.training.base import Pairs, StageConfig, TrainingStage, run_stage
-from CTHarmonizeTraining.training.ctflow import EncoderStage, FlowStage
+from CTHarmonizeTraining.training import settings
+from CTHarmonizeTraining.training.base import Training
+from CTHarmonizeTraining.training.curves import draw_curves
+from CTHarmonizeTraining.training.loader import Pairs
+from CTHarmonizeTraining.training.settings import DataConfig
+from CTHarmonizeTraining.training.trainer import Machine, run_stage
 
 NETWORK = "network.safetensors"
-STAGES = ("encoder", "flow", "joint")
-SIMULATED_ONLY = ("kernels", "pixel_range", "measurement_error")
-"""Entries of a configuration's ``data`` that choose what to simulate; measured pairs are as they were measured."""
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """A training configuration, as its YAML file says it."""
-
-    method: str
-    intensity_window: tuple[float, float]
-    network: CTFlowConfig
-    data: dict
-    encoder: StageConfig
-    flow: StageConfig
-    truth: str = "clean"
-    mean_weight: float = 0.0
-    joint: StageConfig | None = None
-    anchor_mm: float | None = None
-
-    @classmethod
-    def load(cls, config: str | Path) -> FitConfig:
-        """Configuration from a file, or the shipped one of that name."""
-        path = Path(config)
-        if not path.suffix:
-            path = Path(str(resources.files("CTHarmonizeTraining.configs").joinpath(f"{config}.yaml")))
-        if not path.is_file():
-            names = sorted(entry.stem for entry in path.parent.glob("*.yaml"))
-            raise InputError(f"There is no configuration '{config}'; shipped ones: {', '.join(names) or 'none'}.")
-        try:
-            entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return cls(
-                **{
-                    **entries,
-                    "intensity_window": tuple(map(float, entries["intensity_window"])),
-                    "network": CTFlowConfig.from_dict(entries["network"]),
-                    "encoder": _stage(entries["encoder"]),
-                    "flow": _stage(entries["flow"]),
-                    "joint": _stage(entries["joint"]) if "joint" in entries else None,
-                }
-            )
-        except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise InputError(f"The configuration {path} is not usable: {error}") from error
-
-
-def _stage(entries: dict) -> StageConfig:
-    lists = {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
-    return StageConfig(**{**entries, **lists})
+RECORD = "training.json"
 
 
 def fit(
-    configuration: str,
     stores: Path,
     output: Path,
+    method: Training | None = None,
+    data: DataConfig = DataConfig(),
     validation: Path | None = None,
     weights: dict[str, float] | None = None,
+    initial: str | None = None,
     seed: int = 0,
-    accelerator: str = "auto",
-    precision: str = "auto",
-    progress: bool = True,
+    machine: Machine = Machine(),
 ) -> None:
-    """Train CTFlow stage by stage; continues where an earlier run into the same folder stopped.
+    """Train a method stage by stage; continues where an earlier run into the same folder stopped.
+
+    Give a configuration, one of those shipped by its name or a YAML file (--config ctflow-compact); what stands
+    after it on the command line replaces what it says (--method.flow.iterations 100).
 
     Args:
-        configuration: name of a shipped configuration, or a YAML file.
         stores: store of scenes or of measured pairs to train on, or a folder of one kind (*.zarr); of a folder with
             splits.json its part train.
-        output: folder for checkpoints, logs and network.safetensors, the trained network.
+        output: folder for checkpoints, logs, pictures and network.safetensors, the trained network.
+        method: what is trained, and how.
+        data: of the crops.
         validation: store or folder of them that is only measured on, of a folder with splits.json its part
             validation; where left out, that part of the folder of stores, if it has one.
         weights: how often a store is drawn, by its name without .zarr; the others stay at their scenes or slices.
-        seed: of weights, data and dequantisation.
-        accelerator: auto, cpu or gpu.
-        precision: auto, 32-true, bf16-mixed.
-        progress: show a progress bar.
+        initial: model to start from, a folder or an installed model's name, of the same network; else random weights.
+        seed: of weights, data and all that is drawn.
+        machine: where and how to compute.
     """
-    settings = FitConfig.load(configuration)
+    if method is None:
+        raise InputError("Say what is to be trained: give a configuration, such as --config ctflow-compact.")
     training_stores = stores_for(stores, "train")
     held_out_stores = _held_out(stores, validation)
-    dataset = _dataset([*training_stores, *held_out_stores], settings.truth)
-    L.seed_everything(seed, workers=True)
-    network = CTFlow(settings.network).to(memory_format=torch.channels_last)
-
-    def stage(name: str, module: TrainingStage) -> None:
-        batch = module.stage.batch
-        options = {"planes": settings.network.planes, **settings.data}
-        workers = options.pop("workers", 1)
-        if dataset is MeasuredPairs:
-            options = {key: value for key, value in options.items() if key not in SIMULATED_ONLY}
-        count = module.stage.iterations * batch
-        training = dataset(training_stores, count, seed=_seed_of(seed, name), weights=weights, **options)
-        held_out = dataset(held_out_stores, 16 * batch, seed=12345, **options) if held_out_stores else None
-        data = Pairs(training, held_out, batch, workers)
-        run_stage(module, data, Path(output) / name, precision, accelerator=accelerator, progress=progress)
-
-    window = settings.intensity_window
-    stage("encoder", EncoderStage(network, settings.encoder, window, settings.truth))
-    options = settings.truth, settings.mean_weight
-    stage("flow", FlowStage(network, settings.flow, window, *options))
-    if settings.joint:
-        stage("joint", FlowStage(network, settings.joint, window, *options, freeze_encoder=False))
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, output / NETWORK)
+    if shared := {*map(_identity, training_stores)} & {*map(_identity, held_out_stores)}:
+        raise InputError(f"The store '{min(shared)}' would be trained and validated on: take one of them away.")
+    dataset = _dataset([*training_stores, *held_out_stores], method.truth)
+    kind = data.measured if dataset is MeasuredPairs else data.simulated
+    options = {"size": data.size, "planes": method.planes, "full_dose_share": data.full_dose_share, **asdict(kind)}
+    L.seed_everything(seed, workers=True, verbose=False)
+    network = method.build()
+    if initial is not None:
+        _start_from(network, model_for(method.card()["method"], initial))
+    _keep(output, method, data, training_stores, held_out_stores, weights, initial, seed)
+    for number, (name, stage) in enumerate(method.stages().items()):
+        folder = output / name
+        count = stage.iterations * stage.batch
+        pairs: Dataset = dataset(training_stores, count, seed=100 * seed + number, weights=weights, **options)
+        held_out = dataset(held_out_stores, 16 * stage.batch, seed=12345, **options) if held_out_stores else None
+        module = method.stage(name, network)
+        run_stage(name, module, Pairs(pairs, held_out, stage.batch, data.workers), folder, machine)
+    if rank_zero_only.rank == 0:
+        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, output / NETWORK)
+        draw_curves(output, list(method.stages()))
 
 
 def _held_out(stores: Path, validation: Path | None) -> list[Path]:
@@ -131,6 +97,10 @@ def _held_out(stores: Path, validation: Path | None) -> list[Path]:
         return stores_for(validation, "validation")
     parts = Splits.of(stores).patients
     return [path for path in sorted(stores.glob("*.zarr")) if parts.get(path.stem) == "validation"]
+
+
+def _identity(store: Path) -> str:
+    return str(store.resolve())
 
 
 def _dataset(stores: Sequence[Path], truth: str) -> type[PairDataset] | type[MeasuredPairs]:
@@ -147,5 +117,61 @@ def _dataset(stores: Sequence[Path], truth: str) -> type[PairDataset] | type[Mea
     return MeasuredPairs
 
 
-def _seed_of(seed: int, stage: str) -> int:
-    return len(STAGES) * seed + STAGES.index(stage)
+def _start_from(network: nn.Module, model: Model) -> None:
+    try:
+        network.load_state_dict(model.weights())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"The model in {model.folder} is of another network: {reason}") from error
+
+
+@rank_zero_only
+def _keep(
+    output: Path,
+    method: Training,
+    data: DataConfig,
+    training_stores: Sequence[Path],
+    held_out_stores: Sequence[Path],
+    weights: dict[str, float] | None,
+    initial: str | None,
+    seed: int,
+) -> None:
+    """Write configuration and record, or see that those of the run that is gone on with say the same."""
+    settings.keep(output, method, data)
+    record = {
+        "stores": [_described(path) for path in training_stores],
+        "validation": [_described(path) for path in held_out_stores],
+        "weights": weights or {},
+        "initial": initial,
+        "seed": seed,
+    }
+    path = output / RECORD
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        different = [name for name, value in record.items() if before.get(name) != value]
+        if different:
+            raise InputError(
+                f"'{output}' holds a training on other data or with other options ({', '.join(different)}): choose "
+                "another folder."
+            )
+        return
+    versions = {name: version(name) for name in ("torch", "lightning", "zarr")}
+    begun = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    record |= {"versions": {"ctharmonize": __version__, "python": platform.python_version(), **versions}}
+    record |= {"begun": begun, "device": _device_words()}
+    try:
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CannotRunError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def _described(store: Path) -> dict:
+    """Name of a store and what it says of itself."""
+    facts = zarr.open_group(os.fspath(store), mode="r").attrs
+    return {"name": store.stem, **{key: facts[key] for key in ("source", "seed", "patient", "layout") if key in facts}}
+
+
+def _device_words() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {torch.get_num_threads()} threads"

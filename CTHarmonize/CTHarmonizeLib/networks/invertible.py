@@ -43,12 +43,15 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Set bias and scale from the batch ``x``; ranks of a distributed run share the first one's."""
-        self.bias.copy_(-x.mean((0, 2, 3), keepdim=True))
-        self.log_scale.copy_(-x.std((0, 2, 3), keepdim=True).clamp_min(1e-3).log())
+        """Set bias and scale from the batch ``x``; in a distributed run from the batches of all ranks, which thereby
+        agree."""
+        moments = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))]).double()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(self.bias, 0)
-            torch.distributed.broadcast(self.log_scale, 0)
+            torch.distributed.all_reduce(moments)
+            moments /= torch.distributed.get_world_size()
+        mean, square = moments[:, None, :, None, None]
+        self.bias.copy_(-mean)
+        self.log_scale.copy_(-0.5 * (square - mean**2).clamp_min(1e-6).log())
         self.initialized.fill_(True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

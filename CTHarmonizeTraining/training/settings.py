@@ -1,0 +1,106 @@
+"""Training configurations: YAML files that name a method's training and its parameters, and the data's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeTraining.training.base import Training, plain
+
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class SimulatedOptions:
+    """Of pairs from simulated scenes: see :class:`~CTHarmonizeTraining.data.pairs.PairDataset`."""
+
+    kernels: tuple[str, str] | None = None
+    pixel_range: tuple[float, float] = (0.45, 1.0)
+    measurement_error: float = 0.12
+
+
+@dataclass(frozen=True)
+class MeasuredOptions:
+    """Of measured pairs: see :class:`~CTHarmonizeTraining.data.measured.MeasuredPairs`."""
+
+    series: tuple[str, str] = ("*", "*")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Crops of ``size`` pixels, read by ``workers`` processes; ``full_dose_share`` of the pairs lead from less than
+    full dose to full dose. What only one kind of store can choose stands under its name."""
+
+    size: int = 64
+    workers: int = 1
+    full_dose_share: float = 0.6
+    simulated: SimulatedOptions = field(default_factory=SimulatedOptions)
+    measured: MeasuredOptions = field(default_factory=MeasuredOptions)
+
+
+def shipped(name: str) -> str:
+    """The path of the shipped configuration ``name``, or ``name`` where it is a file. Raises InputError."""
+    folder = Path(str(resources.files("CTHarmonizeTraining").joinpath("configs")))
+    for path in (Path(name), folder / f"{name}.yaml"):
+        if path.is_file():
+            return str(path)
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise InputError(f"There is no configuration '{name}'; shipped ones: {names}.")
+
+
+def load(config: str | Path) -> tuple[Training, DataConfig]:
+    """Of a shipped configuration's name, or of a file; entries that are not about method and data are left aside.
+
+    Raises InputError where it cannot be read or does not fit.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    path = Path(shipped(str(config)))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--method", type=Training, required=True)
+    parser.add_argument("--data", type=DataConfig, default=DataConfig())
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        wanted = {key: entries[key] for key in ("method", "data") if key in entries}
+        values = parser.instantiate_classes(parser.parse_object(wanted))
+    except (OSError, TypeError, ValueError, yaml.YAMLError, ArgumentError) as error:
+        raise InputError(f"The configuration {path} is not usable: {error}") from error
+    return values.method, values.data
+
+
+def keep(folder: Path, method: Training, data: DataConfig) -> None:
+    """Write ``config.yaml`` into ``folder``, or see that the one there says the same.
+
+    Raises InputError where it does not, CannotRunError where it cannot be written.
+    """
+    entries: dict[str, Any] = {"method": method.as_dict(), "data": plain(asdict(data))}
+    path = folder / CONFIG
+    if path.exists():
+        different = sorted(_differences(yaml.safe_load(path.read_text(encoding="utf-8")), entries))
+        different = [name for name in different if name != "data.workers"]
+        if different:
+            raise InputError(
+                f"'{folder}' holds a training with other settings ({', '.join(different)}): choose another folder."
+            )
+        return
+    partial = folder / f".{CONFIG}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise CannotRunError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def _differences(one: Any, other: Any, place: str = "") -> set[str]:
+    """Dotted names of the entries in which two nested dictionaries differ."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return set() if one == other else {place}
+    names = [(name, f"{place}.{name}" if place else str(name)) for name in {*one, *other}]
+    return set().union(*(_differences(one.get(name), other.get(name), path) for name, path in names))

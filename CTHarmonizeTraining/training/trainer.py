@@ -1,0 +1,112 @@
+"""Runs a stage on Lightning: devices, precision, checkpoints, logs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from CTHarmonizeLib.errors import CannotRunError
+from CTHarmonizeTraining.training.base import TrainingStage
+from CTHarmonizeTraining.training.callbacks import AveragedWeights, Pictures, Progress
+from CTHarmonizeTraining.training.loader import Pairs
+
+LOGS = "log"
+
+_CHATTER = (".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*is not empty.*", ".*LeafSpec.*")
+"""Lightning's warnings that say nothing here."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how training computes; what it computes is the configuration's to say.
+
+    ``precision`` auto: bfloat16 where the device has it. ``devices`` and ``nodes``: a batch is shared between them
+    (Lightning's or torchrun's processes). Checkpoints and validation come every so many iterations.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    nodes: int = 1
+    precision: str = "auto"
+    checkpoint_every: int = 200
+    validate_every: int = 500
+
+
+def run_stage(
+    name: str,
+    module: TrainingStage,
+    data: Pairs,
+    folder: Path,
+    machine: Machine = Machine(),
+    watchers: Sequence[Callback] = (),
+) -> None:
+    """Train ``module`` to its stage's last iteration, from ``folder/last.ckpt`` if there is one; a finished stage is
+    only loaded.
+
+    Raises CannotRunError where the gradient is not finite, KeyboardInterrupt where a person stops it.
+    """
+    last, stage = folder / "last.ckpt", module.stage
+    if last.exists() and _step(last) >= stage.iterations:
+        module.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
+        return
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    precision = machine.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if _has_bfloat16(machine.accelerator) else "32-true"
+    checkpoint = ModelCheckpoint(
+        folder, filename="step{step}", auto_insert_metric_name=False, save_last=True,
+        every_n_train_steps=machine.checkpoint_every, save_on_train_epoch_end=False,
+    )  # fmt: skip
+    # before the pictures, which show what is validated
+    averaging = [AveragedWeights(stage.average)] if stage.average else []
+    watching = [Pictures(folder / "pictures")] if data.validation is not None else []
+    trainer = L.Trainer(
+        max_steps=stage.iterations,
+        precision=precision,
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.nodes,
+        use_distributed_sampler=False,  # the loader shares batches itself
+        gradient_clip_val=stage.gradient_clip,
+        callbacks=[checkpoint, Progress(name), *watching, *averaging, *watchers],
+        logger=[CSVLogger(folder, name=LOGS), TensorBoardLogger(folder, name="tensorboard")],
+        log_every_n_steps=20,
+        val_check_interval=machine.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    with warnings.catch_warnings():
+        for text in _CHATTER:
+            warnings.filterwarnings("ignore", message=text)
+        try:
+            trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
+    trainer.save_checkpoint(last)
+
+
+def _step(checkpoint: Path) -> int:
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise CannotRunError(
+            f"The checkpoint {checkpoint} cannot be read ({str(error).splitlines()[0]}): copy an earlier one of its "
+            "folder over it, or remove it to start the stage anew."
+        ) from error
+
+
+def _has_bfloat16(accelerator: str) -> bool:
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
