@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.ctflow import acquisition_vector, source_planes
-from CTHarmonizeTraining.data.pairs import FILTER_MARGIN, turner, weights_of
+from CTHarmonizeTraining.data.pairs import FILTER_MARGIN, item_key, turner, weights_of
 from CTHarmonizeTraining.data.patient import BLOCK, MatchedSet, PatientStore
 
 BODY_SHARE = 0.8
@@ -29,9 +29,9 @@ LOWEST_HU = -1024.0
 class MeasuredPairs(Dataset):
     """Endless pairs of measured crops; item ``i`` is always the same for the same seed and stores.
 
-    An item has ``planes`` (p, size, size) and ``target`` (1, size, size) in HU, and ``acquisition``, the conditions, as
-    :class:`~CTHarmonizeTraining.data.pairs.PairDataset` has. It has no ``clean``: nobody knows a patient without
-    noise, so the configuration's ``truth`` is ``target``. Source and target are two reconstructions of one set;
+    An item has ``planes`` (p, size, size) and ``target`` (1, size, size) in HU, ``acquisition``, the conditions, and
+    ``draw``, as :class:`~CTHarmonizeTraining.data.pairs.PairDataset` has. It has no ``clean``: nobody knows a patient
+    without noise, so the configuration's ``truth`` is ``target``. Source and target are two reconstructions of one set;
     ``series`` (source, target), patterns such as ``("low*", "full*")``, limits them by name. ``full_dose_share`` of
     the pairs have a target at the set's full dose and a source at less, the others any dose. ``weights`` says by name
     how often a store is drawn; the others count the slices in which a crop lies in the body.
@@ -89,6 +89,7 @@ class MeasuredPairs(Dataset):
             "planes": turned(source_planes(seen[None], *told, self.planes)[0][inner]),
             "target": turned(wanted[None][inner]),
             "acquisition": torch.tensor(acquisition_vector(*told)),
+            "draw": item_key(self.seed, index),
         }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from CTHarmonizeLib.ct.acquisition import Acquisition, parse_kernel
-from CTHarmonizeLib.ct.measure import water_like
+from CTHarmonizeLib.ct.measure import measure_noise, water_like
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.ctflow import acquisition_vector, source_planes
@@ -45,8 +45,22 @@ KERNEL_MARGIN = 6.0
 """mm of scene around a crop, for the tails of the point spread."""
 
 
+OWN_F50 = (2.6, 4.0, 6.0, 8.0)
+"""f50 (lp/cm) of the kernels through which the noise of a projected patient scan itself is measured."""
+
+OWN_PIXEL = 0.7
+"""mm of the images in which it is measured."""
+
+
+def item_key(seed: int, index: int) -> Tensor:
+    """Key of all that training draws for an item, int64 scalar: of the item, whichever step or rank gets it."""
+    state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]
+    return torch.tensor(int(state) >> 1, dtype=torch.int64)
+
+
 class SceneSampler:
-    """Reads the scenes of one store crop by crop, and knows each slice's noise through any kernel."""
+    """Reads the scenes of one store crop by crop, and knows each slice's noise through any kernel: the simulated one
+    (:meth:`noise_level`), and what a projected patient scan brought along (:meth:`own_noise`)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -67,6 +81,9 @@ class SceneSampler:
         self.base = wide_band_mtf()
         self.size = self.clean.shape[-1]
         self._measure_noise()
+        # Procedural phantoms have no noise: a measurement would read 2 to 5 HU of anatomy.
+        phantom = str(store.group.attrs["source"]).startswith("phantom")
+        self.own = np.zeros((len(self), len(OWN_F50))) if phantom else self._measure_own_noise()
 
     def __len__(self) -> int:
         return len(self.dose)
@@ -74,9 +91,7 @@ class SceneSampler:
     def _measure_noise(self) -> None:
         """Power of each slice's noise against frequency, as water-like tissue shows it, so that its deviation
         through any kernel is one sum."""
-        radius = 10.0 * np.hypot(
-            fft.fftfreq(self.size, self.pixel)[:, None], fft.rfftfreq(self.size, self.pixel)[None]
-        )
+        radius = 10.0 * np.hypot(fft.fftfreq(self.size, self.pixel)[:, None], fft.rfftfreq(self.size, self.pixel)[None])
         self.frequency = np.linspace(0.0, 10.0 * 0.5 / self.pixel, 61)
         bins = np.clip(np.digitize(radius, self.frequency) - 1, 0, 60).ravel()
         weight = np.full(radius.shape, 2.0)
@@ -113,11 +128,43 @@ class SceneSampler:
         if not len(self.usable):
             raise InputError(f"All scenes of {self.path} are starved of photons: simulate them with more.")
 
+    def _measure_own_noise(self) -> np.ndarray:
+        """Noise in HU that the noise-free scenes show through kernels of :data:`OWN_F50`, (scene, kernel): their
+        slice's median, else the store's, else 0."""
+        whole = (slice(0, self.size), slice(0, self.size))
+        room = (self.size - 1) * self.pixel
+        grid = PixelGrid(int((room - 2 * KERNEL_MARGIN) / OWN_PIXEL), OWN_PIXEL, (0.5 * room, 0.5 * room))
+        kernels = [parse_kernel(f50, self.pixel) for f50 in OWN_F50]
+        samplers = [self.sampler(whole, grid, kernel) for kernel in kernels]
+        seen = np.full((len(self), len(OWN_F50)), np.nan)
+        for scene in range(len(self)):
+            spectrum = self.spectrum(scene, None, whole)
+            for kernel, sampler in enumerate(samplers):
+                measured = measure_noise(sampler(spectrum), OWN_PIXEL)
+                if measured is not None:
+                    seen[scene, kernel] = measured.sigma
+        everywhere = _median(seen)
+        own = np.empty_like(seen)
+        for number in np.unique(self.slice):
+            members = self.slice == number
+            of_slice = _median(seen[members])
+            own[members] = np.where(np.isfinite(of_slice), of_slice, np.nan_to_num(everywhere))
+        return own
+
+    def own_noise(self, scene: int, mtf: Mtf) -> float:
+        """Deviation in HU that water-like tissue of the noise-free scene's slice shows through ``mtf``: a patient
+        scan's own noise, which simulated noise comes on top of."""
+        return float(np.interp(mtf.f50, OWN_F50, self.own[scene]))
+
     def noise_level(self, scene: int, realisation: int, mtf: Mtf) -> float:
-        """Deviation in HU of the noise in water-like tissue of the scene's slice, seen through ``mtf``."""
+        """Deviation in HU of the simulated noise in water-like tissue of the scene's slice, seen through ``mtf``."""
         centres = self.frequency + 0.5 * self.frequency[1]
         response = seen_through(mtf, self.base)(centres)
         return float(np.sqrt((self.power[scene, realisation] * response**2).sum()))
+
+    def told_noise(self, scene: int, realisation: int, strength: float, mtf: Mtf) -> float:
+        """What a measurement in the image finds, HU: ``strength`` times the simulated noise, and the scan's own."""
+        return float(np.hypot(strength * self.noise_level(scene, realisation, mtf), self.own_noise(scene, mtf)))
 
     def spectrum(self, scene: int, realisation: int | None, window: tuple[slice, slice]) -> np.ndarray:
         """``rfft2`` of the noise-free image (``realisation`` None) or of one realisation's noise in ``window``."""
@@ -136,6 +183,12 @@ class SceneSampler:
         return Sampler(shape, self.pixel, origin, grid, seen_through(mtf, self.base))
 
 
+def _median(values: np.ndarray) -> np.ndarray:
+    """Of the finite ``values`` along the first axis; NaN where there is none."""
+    columns = [column[np.isfinite(column)] for column in values.T]
+    return np.array([np.median(column) if len(column) else np.nan for column in columns])
+
+
 def weights_of(stores: Sequence[Path], weights: Mapping[str, float] | None) -> Mapping[str, float]:
     """``weights`` by store name; empty for None. Raises InputError for a name that none of ``stores`` has."""
     weights = weights or {}
@@ -149,10 +202,11 @@ class PairDataset(Dataset):
     """Endless pairs; item ``i`` is always the same for the same seed and stores.
 
     An item has ``planes`` (p, size, size), ``clean`` and ``target`` (1, size, size) in HU, the noise-free and the
-    noisy image at the target acquisition, and ``acquisition``, the conditions. Source noise is told with the error
-    that a measurement has; half of the sources are clipped at -1024 HU as scanners do. ``weights`` says by name how
-    often a store is drawn; the others count their scenes. ``kernels`` (source, target) fixes both, for a model of one
-    mapping; ``full_dose_share`` of the pairs have a target at full dose, the others at any.
+    noisy image at the target acquisition, ``acquisition``, the conditions, and ``draw``, the key of what training draws
+    for it (:func:`item_key`). Noise is told as it would be measured, the anatomy's own included, and the source's with
+    the error that a measurement has; half of the sources are clipped at -1024 HU as scanners do. ``weights`` says by
+    name how often a store is drawn; the others count their scenes. ``kernels`` (source, target) fixes both, for a model
+    of one mapping; ``full_dose_share`` of the pairs have a target at full dose, the others at any.
     """
 
     def __init__(
@@ -199,12 +253,10 @@ class PairDataset(Dataset):
         target = truth + as_target(target_strength * store.spectrum(scene, target_drawn, window))
 
         measured = np.exp(rng.normal(0.0, self.measurement_error))
-        source_acquisition = _acquisition(
-            source_mtf, strength * measured * store.noise_level(scene, drawn, source_mtf), pixel, store.thickness
-        )
-        target_acquisition = _acquisition(
-            target_mtf, target_strength * store.noise_level(scene, target_drawn, target_mtf), pixel, store.thickness
-        )
+        source_told = measured * store.told_noise(scene, drawn, strength, source_mtf)
+        target_told = store.told_noise(scene, target_drawn, target_strength, target_mtf)
+        source_acquisition = _acquisition(source_mtf, source_told, pixel, store.thickness)
+        target_acquisition = _acquisition(target_mtf, target_told, pixel, store.thickness)
         source = np.round(source)
         if rng.random() < 0.5:
             source = np.maximum(source, -1024.0)
@@ -218,6 +270,7 @@ class PairDataset(Dataset):
             "clean": turned(torch.from_numpy(truth)[None][inner]),
             "target": turned(torch.from_numpy(target)[None][inner]),
             "acquisition": torch.tensor(acquisition_vector(source_acquisition, target_acquisition)),
+            "draw": item_key(self.seed, index),
         }
 
     def _kernels(self, rng: np.random.Generator, pixel: float) -> tuple[Mtf, Mtf]:

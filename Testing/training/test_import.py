@@ -279,7 +279,7 @@ def test_crops_are_the_volumes_and_lie_in_the_body(challenge) -> None:
     seen = set()
     for index in range(6):
         pair = pairs[index]
-        assert set(pair) == {"planes", "target", "acquisition"}
+        assert set(pair) == {"planes", "target", "acquisition", "draw"}
         assert pair["planes"].shape == (2, 32, 32) and pair["target"].shape == (1, 32, 32)
         assert torch.equal(pair["acquisition"], told)
         places = [
