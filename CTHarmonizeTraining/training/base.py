@@ -56,22 +56,23 @@ class TrainingStage(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         values = self.loss(batch)
-        self.log_dict({f"train_{name}": value for name, value in values.items()}, prog_bar=False)
+        self.log_dict({f"train_{name}": value for name, value in values.items()})
+        self._loss = values["loss"].detach()
         return values["loss"]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raise CannotRunError before a gradient that is not finite reaches the weights.
-
-        The gradient, unlike the loss, is the same on all devices: they stop together.
-        """
+        """Raise CannotRunError before what is not finite reaches the weights, on all devices at the same step."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         self.log("gradient_norm", norm)
-        if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):  # there the loss's scaling handles it
-            raise CannotRunError(
-                f"The gradient became {float(norm)} at step {self.global_step}: the last checkpoint before it is kept; "
-                "lower the learning rate or clip the gradient, then run again into another folder."
-            )
+        loss = self.trainer.strategy.reduce(self._loss, reduce_op="mean")
+        scaled = self.trainer.precision == "16-mixed"  # there a gradient may overflow: its step is left out
+        for name, value in (("loss", loss), ("gradient", torch.zeros(()) if scaled else norm)):
+            if not torch.isfinite(value):
+                raise CannotRunError(
+                    f"The {name} became {float(value)} at step {self.global_step}: the last checkpoint before it is "
+                    "kept; lower the learning rate or clip the gradient, then run again into another folder."
+                )
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         values = self.loss(batch)

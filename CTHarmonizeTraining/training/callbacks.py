@@ -56,7 +56,7 @@ class Progress(Callback):
         if module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(module.device)
         if trainer.is_global_zero:
-            where = f"{module.device.type} ({trainer.world_size} processes)" if trainer.world_size > 1 else module.device
+            where = f"{trainer.world_size} x {module.device.type}"
             say(f"{self.stage}: {trainer.max_steps - self._first} iterations on {where}, {trainer.precision}")
 
     def on_train_batch_start(self, trainer: L.Trainer, module: TrainingStage, batch: dict, index: int) -> None:
@@ -130,16 +130,17 @@ def _figure(images: dict[str, Tensor]):
     count = len(next(iter(images.values())))
     figure = Figure(figsize=(1.8 * len(images), 1.8 * count + 0.3), dpi=110, layout="constrained")
     grid = figure.subplots(count, len(images), squeeze=False)
+    lung = [float(image.median()) < -300.0 for image in images["source"]]
     for column, (name, image) in zip(grid.T, images.items(), strict=True):
-        column[0].set_title(name, fontsize=9)
+        column[0].set_title("deviation, 0 to 60 HU" if name == "deviation" else name, fontsize=8)
         for row, axes in enumerate(column):
-            if name == "deviation":
-                low, high = 0.0, 60.0
-            else:  # the same window for all images of a pair: lung or soft tissue, whichever it shows
-                lung = float(images["source"][row].median()) < -300.0
-                low, high = (-1350.0, 150.0) if lung else (-160.0, 240.0)
+            # the same window for all images of a pair: lung or soft tissue, whichever it shows
+            level, width = (-600.0, 1500.0) if lung[row] else (40.0, 400.0)
+            low, high = (0.0, 60.0) if name == "deviation" else (level - width / 2, level + width / 2)
             axes.imshow(image[row], cmap="gray", vmin=low, vmax=high)
             axes.set(xticks=[], yticks=[])
+            if name == "source":
+                axes.set_ylabel(f"L {level:g}  W {width:g} HU", fontsize=7)
     return figure
 
 

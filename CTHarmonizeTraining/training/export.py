@@ -19,7 +19,7 @@ from CTHarmonizeLib.methods.ctflow import CTFlowMethod
 from CTHarmonizeLib.models import CARD, WEIGHTS, load_model
 from CTHarmonizeLib.models.schema import card_problem
 from CTHarmonizeTraining.data.pairs import SceneSampler
-from CTHarmonizeTraining.training.fit import FitConfig
+from CTHarmonizeTraining.training.base import Training
 
 TABLE_F50 = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
 """f50 (lp/cm) at which a card states the noise at full dose."""
@@ -51,7 +51,7 @@ def noise_table(stores: Sequence[str | Path], phantom: str, pixel_spacing: float
     }
 
 
-def write_model(weights: dict[str, Tensor], settings: FitConfig, facts: dict, folder: str | Path) -> Path:
+def write_model(weights: dict[str, Tensor], method: Training, facts: dict, folder: str | Path) -> Path:
     """Write a model folder and check that it loads.
 
     ``facts`` are the card's entries that training does not know: name, version, licence, ``training``, ``quality``,
@@ -62,10 +62,7 @@ def write_model(weights: dict[str, Tensor], settings: FitConfig, facts: dict, fo
     folder.mkdir(parents=True, exist_ok=True)
     content = save({name: _stored(name, value) for name, value in weights.items()})
     card = {
-        "method": settings.method,
-        "network": settings.network.as_dict(),
-        "intensity_window": list(settings.intensity_window),
-        "anchor_mm": settings.anchor_mm,
+        **method.card(),
         "notice": "Research use, not a medical device.",
         **facts,
         "weights_sha256": hashlib.sha256(content).hexdigest(),

@@ -68,9 +68,9 @@ def load(config: str | Path) -> tuple[Training, DataConfig]:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
         wanted = {key: entries[key] for key in ("method", "data") if key in entries}
-        values = parser.instantiate_classes(parser.parse_object(wanted))
+        values = parser.instantiate(parser.parse_object(wanted))
     except (OSError, TypeError, ValueError, yaml.YAMLError, ArgumentError) as error:
-        raise InputError(f"The configuration {path} is not usable: {error}") from error
+        raise InputError(f"The configuration {path} is not usable: {' '.join(str(error).split())}") from error
     return values.method, values.data
 
 

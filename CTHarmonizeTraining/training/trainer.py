@@ -20,7 +20,13 @@ from CTHarmonizeTraining.training.loader import Pairs
 
 LOGS = "log"
 
-_CHATTER = (".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*is not empty.*", ".*LeafSpec.*")
+_CHATTER = [
+    f".*{text}.*"
+    for text in (
+        "does not have many workers", "than the logging interval", "is not empty", "LeafSpec", "across ranks is zero",
+        "your dataloader is not resumable",
+    )
+]  # fmt: skip
 """Lightning's warnings that say nothing here."""
 
 

@@ -21,10 +21,9 @@ from CTHarmonizeTraining.data.render import PixelGrid, Sampler, crop_window, see
 from CTHarmonizeTraining.simulation.projector import wide_band_mtf
 from CTHarmonizeTraining.simulation.scan import SCENE_PIXEL, SCENE_ROWS, Scene
 from CTHarmonizeTraining.simulation.scenes import SceneStore
-from CTHarmonizeTraining.training.base import Pairs, StageConfig, run_stage
-from CTHarmonizeTraining.training.ctflow import EncoderStage, FlowStage
+from CTHarmonizeTraining.training.base import StageConfig
+from CTHarmonizeTraining.training.ctflow import CTFlowTraining, FlowStage
 from CTHarmonizeTraining.training.export import noise_table, write_model
-from CTHarmonizeTraining.training.fit import FitConfig
 
 TINY = CTFlowConfig(
     encoder_blocks=1, encoder_channels=8, encoder_growth=4, encoder_taps=(1,), encoder_stride=2, planes=2,
@@ -136,26 +135,6 @@ def stage_config(iterations: int) -> StageConfig:
     return StageConfig(iterations, 2e-3, batch=2, warmup=2)
 
 
-def train(store: Path, folder: Path, iterations: int, stop: int | None = None) -> EncoderStage:
-    torch.manual_seed(0)
-    config = stage_config(iterations)
-    module = EncoderStage(CTFlow(TINY), config, WINDOW)
-    data = Pairs(PairDataset([store], iterations * 2, 32, seed=1), None, 2, workers=0)
-    run_stage(
-        module, data, folder, "32-true", checkpoint_every=3, accelerator="cpu", progress=False, stop_after=stop
-    )  # fmt: skip
-    return module
-
-
-def test_a_resumed_run_is_the_uninterrupted_one(store: Path, tmp_path: Path) -> None:
-    whole = train(store, tmp_path / "whole", 8)
-    train(store, tmp_path / "parts", 8, stop=4)
-    resumed = train(store, tmp_path / "parts", 8)
-    assert resumed.global_step == whole.global_step == 8
-    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
-        assert torch.allclose(one.float(), other.float(), atol=1e-6), name
-
-
 def test_learning_rate_halves_where_the_paper_says() -> None:
     config = StageConfig(1000, 1e-4)
     assert [config.rate(step) for step in (0, 499, 500, 750, 900, 950)] == [1, 1, 0.5, 0.25, 0.125, 0.0625]
@@ -207,7 +186,7 @@ def test_export_makes_a_model_folder_that_runs_the_same_network(store: Path, tmp
     network = CTFlow(TINY)
     for parameter in network.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
-    settings = FitConfig("ctflow", WINDOW, TINY, {}, stage_config(1), stage_config(1), anchor_mm=8.0)
+    method = CTFlowTraining(stage_config(1), stage_config(1), None, TINY, WINDOW, anchor_mm=8.0)
     facts = dict(
         name="tiny", version="1", pixel_spacing=[0.45, 1.0], slice_thickness=[1, 3],
         source={"f50": [2.3, 9], "noise": [1, 200]}, target={"f50": [2.3, 9], "dose": [10, 100], "thickness": None},
@@ -215,7 +194,7 @@ def test_export_makes_a_model_folder_that_runs_the_same_network(store: Path, tmp
         deviation_factor=1.0, halo=32, training={"data": [], "patients": 0, "simulated": "disk"}, quality=[],
         licence="Apache-2.0",
     )  # fmt: skip
-    folder = write_model(network.state_dict(), settings, facts, tmp_path / "tiny")
+    folder = write_model(network.state_dict(), method, facts, tmp_path / "tiny")
     sigma = json.loads((folder / "card.json").read_text())["noise_at_full_dose"]["sigma"]
     assert np.all(np.diff(sigma) > 0) and 0 < sigma[0] < 20
     loaded = CTFlowMethod(load_model(folder), torch.device("cpu"), torch.float32).network
@@ -226,13 +205,3 @@ def test_export_makes_a_model_folder_that_runs_the_same_network(store: Path, tmp
         assert (one.estimate - other.estimate).abs().max() < 2e-3  # half precision of the encoder's weights
         latents = [torch.randn(1, *shape) for shape in network.latent_shapes(16, 16)]
         assert (network.inverse(latents, one) - loaded.inverse(latents, other)).abs().max() < 1e-3
-
-
-def test_shipped_configurations_are_usable() -> None:
-    paper, compact = FitConfig.load("ctflow-paper"), FitConfig.load("ctflow-compact")
-    assert paper.network == CTFlowConfig() and paper.encoder.iterations == 60000 and paper.flow.iterations == 50000
-    assert compact.network.conditions == CONDITIONS and compact.network.form == "residual"
-    assert paper.joint is None and paper.truth == "target" and paper.mean_weight == 0.0  # the paper freezes the encoder
-    assert compact.joint.iterations > 0 and compact.mean_weight > 0
-    with pytest.raises(InputError, match="ctflow-compact"):
-        FitConfig.load("nothing")

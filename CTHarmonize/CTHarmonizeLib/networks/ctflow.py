@@ -27,7 +27,7 @@ class CTFlowConfig:
     encoder_blocks: int = 14
     encoder_channels: int = 64
     encoder_growth: int = 32
-    encoder_taps: Sequence[int] = (2, 6, 10, 14)
+    encoder_taps: tuple[int, ...] = (2, 6, 10, 14)
     encoder_stride: int = 1
     planes: int = 1
     conditions: int = 0
@@ -48,7 +48,8 @@ class CTFlowConfig:
         unknown = set(entries) - {entry.name for entry in fields(cls)}
         if unknown:
             raise ValueError(f"Unknown network settings: {', '.join(sorted(unknown))}.")
-        return cls(**entries)
+        lists = {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
+        return cls(**{**entries, **lists})
 
     def as_dict(self) -> dict:
         """Plain values, for a card."""
