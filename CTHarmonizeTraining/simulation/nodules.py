@@ -13,8 +13,8 @@ from CTHarmonizeTraining.simulation.trees import Segments, draw_segments
 @dataclass(frozen=True)
 class Nodule:
     """A lung nodule. ``diameter`` (mm) is that of the sphere of its volume, spicules apart; ``hu`` its value;
-    ``lobulation`` how far its radius wavers, as a share; ``spicules`` how many, thin needles that reach 1.4 to 1.9 radii
-    from the ``centre`` (mm)."""
+    ``lobulation`` how far its radius wavers, as a share; ``spicules`` how many, thin needles that reach 1.4 to 1.9
+    radii from the ``centre`` (mm)."""
 
     centre: tuple[float, float, float]
     diameter: float

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
 
 from CTHarmonizeTraining.simulation.nodules import Nodule, paint_nodule
 from CTHarmonizeTraining.simulation.shapes import bar, ellipse, texture, tube_distance
@@ -27,8 +26,8 @@ class ChestPhantom:
     """The chest of one ``seed``.
 
     ``pixel`` mm, ``size`` pixels a side; ``emphysema``: share of the parenchyma (the lung without airways, vessels,
-    fissures and nodules) that lies below :data:`EMPHYSEMA_BELOW`; ``nodules``: how many, or the nodules themselves.
-    What is left out is drawn from the seed; :meth:`truth` says what it was.
+    fissures and nodules) that lies below :data:`EMPHYSEMA_BELOW`, the same in every plane; ``nodules``: how many, or
+    the nodules themselves. What is left out is drawn from the seed; :meth:`truth` says what it was.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class ChestPhantom:
     def truth(self) -> dict[str, Any]:
         """What the chest holds, as plain values: ``seed``, ``emphysema_percent`` (of the parenchyma, below -950 HU),
         ``lung_ml`` and ``nodules``, whose volume is that without spicules."""
-        step = 2.0
+        step = 3.0
         side = np.arange(-self.body.max(), self.body.max(), step, dtype=np.float32)
         planes = np.arange(step / 2, HEIGHT, step)
         inside = sum(int((self._lung(side[None, :], side[:, None], z) < 0.0).sum()) for z in planes)
@@ -346,11 +345,13 @@ class ChestPhantom:
         lung = self._lung(x, y, z)
         fine, mid = self._texture("lung", 0.9, z), self._texture("lung", 3.5, z)
         tissue = self.lung_hu + self.gravity * (y - self.middle) / self.cavity[1] + 18.0 * fine + 9.0 * mid
-        if self.emphysema > 0:
+        inner = lung < 0.0
+        if self.emphysema > 0 and inner.any():
             holes = self._texture("emphysema", 6.0, z)
-            # the blurred edge is so placed that its contour at -950 HU holds the stated share
+            # every plane has the stated share, and the blurred edge its contour at -950 HU where the holes end
+            holes = holes - np.quantile(holes[inner], 1.0 - self.emphysema)
             edge = np.clip((tissue - EMPHYSEMA_BELOW) / (tissue + 972.0), 0.0, 1.0)
-            inside = np.clip(edge + 4.2 / self.pixel * (holes - ndtri(1 - self.emphysema)), 0, 1)
+            inside = np.clip(edge + 4.2 / self.pixel * holes, 0, 1)
             tissue += inside * (-972.0 + 6.0 * fine - tissue)
         wave = 3.0 * self._texture("fissure", 40.0, z)
         oblique = np.abs((y - self.middle) * 0.75 + (z - 135.0) * -0.66 + 0.12 * np.abs(x) + wave) - 0.35
