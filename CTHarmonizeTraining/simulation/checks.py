@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from scipy.special import j0
 
-from CTHarmonizeTraining.simulation.fan import FanBeam
+from CTHarmonizeTraining.simulation.fan import FanBeam, rebin
 from CTHarmonizeTraining.simulation.noise import reading_variance
-from CTHarmonizeTraining.simulation.projector import WATER_ATTENUATION, Geometry, Grid, Modulation
+from CTHarmonizeTraining.simulation.projector import WATER_ATTENUATION, Geometry, Grid, Modulation, back_project
 from CTHarmonizeTraining.simulation.scan import seeded_generator
 from CTHarmonizeTraining.simulation.scanner import Scanner
 
@@ -20,6 +20,8 @@ CYLINDER_MM = 200.0
 
 _WIRE, _WIRE_SIGMA, _WIRE_FIELD = (7.03, -4.06), 0.2, 48.0
 _CYLINDER_FIELD, _CYLINDER_PIXEL, _NPS_PIXEL, _NPS_SIDE = 240.0, 0.5, 0.4, 80
+_WATER = Grid(40, 40, 1.0)
+_AIR = Grid(12, 12, 1.0, (0.0, CYLINDER_MM / 2 + 10.0))
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,11 @@ class Curve:
 
 
 def wire_mtf(scanner: Scanner, mtf: Modulation, device: torch.device | str = "cpu") -> Curve:
-    """MTF of a noise-free image of a wire (a Gaussian whose own spectrum is divided out), beside ``mtf``."""
+    """MTF of a noise-free image of a wire (a Gaussian whose own spectrum is divided out), beside ``mtf``.
+
+    It is set to 1 by the wire's own mass, not by what the image shows of it: an overshooting kernel spreads some of
+    it far around.
+    """
     pixel = 0.2
     count = round(_WIRE_FIELD / pixel)
     x, y = Grid(count, count, pixel).axes()
@@ -53,8 +59,9 @@ def wire_mtf(scanner: Scanner, mtf: Modulation, device: torch.device | str = "cp
     x, y = (axis.numpy() for axis in grid.axes())
     distance = np.hypot(x - _WIRE[0], y[:, None] - _WIRE[1])
     near = distance < 9.0
-    frequency = np.linspace(0.25, 12.0, 189)
-    sums = j0(0.2 * np.pi * frequency[:, None] * distance[near]) @ image[near] / image[near].sum()
+    frequency = np.linspace(0.25, 20.0, 317)
+    mass = 1000.0 * 2.0 * np.pi * _WIRE_SIGMA**2 / pixel**2
+    sums = j0(0.2 * np.pi * frequency[:, None] * distance[near]) @ image[near] / mass
     own = np.exp(-2.0 * (np.pi * _WIRE_SIGMA * frequency / 10.0) ** 2)
     return Curve(frequency, sums / own, np.asarray(mtf(frequency)))
 
@@ -87,37 +94,44 @@ class WaterCylinder:
         number = np.bincount(which, minlength=len(edges) + 1)[1:-1]
         measured = np.bincount(which, power.ravel(), minlength=len(edges) + 1)[1:-1] / number
         frequency = np.bincount(which, radius.ravel(), minlength=len(edges) + 1)[1:-1] / number
-        return Curve(frequency, measured, self._theory(frequency, mtf, dose))
+        return Curve(frequency, measured, self._theory(frequency, mtf, dose, grid))
 
     def noise(self, mtf: Modulation, doses: Sequence[float], draws: int = 8) -> tuple[np.ndarray, np.ndarray]:
         """(doses,) deviation in HU in the middle at ``doses`` percent, and (doses, 2) mean HU of water and of air."""
-        grids = (Grid(40, 40, 1.0), Grid(12, 12, 1.0, (0.0, CYLINDER_MM / 2 + 10.0)))
         sigma, means = [], []
         for dose in doses:
             readings = self.scanner.measure(self.clean, [dose] * draws, self.generator)
-            water, air = (self.scanner.image(readings, mtf, grid) for grid in grids)
+            water, air = (self.scanner.image(readings, mtf, grid) for grid in (_WATER, _AIR))
             sigma.append(float((water - water.mean(0)).square().mean().mul(draws / (draws - 1)).sqrt()))
             means.append((float(water.mean()), float(air.mean())))
         return np.array(sigma), np.array(means)
 
+    def expected_noise(self, mtf: Modulation, doses: Sequence[float]) -> np.ndarray:
+        """(doses,) deviation in HU that theory gives for :meth:`noise`: the noise power over all frequencies."""
+        frequency = np.linspace(0.0, self.scanner.geometry.usable_band(), 4001)
+        rings = 2.0 * np.pi * frequency / 10.0
+        powers = [np.trapezoid(rings * self._theory(frequency, mtf, dose, _WATER), frequency / 10.0) for dose in doses]
+        return np.sqrt(powers)
+
     def noise_free(self, mtf: Modulation) -> tuple[float, float]:
         """Mean HU of water and of air without noise."""
-        grids = (Grid(40, 40, 1.0), Grid(12, 12, 1.0, (0.0, CYLINDER_MM / 2 + 10.0)))
-        water, air = (float(self.scanner.image(self.clean, mtf, grid).mean()) for grid in grids)
+        water, air = (float(self.scanner.image(self.clean, mtf, grid).mean()) for grid in (_WATER, _AIR))
         return water, air
 
-    def _theory(self, frequency: np.ndarray, mtf: Modulation, dose: float) -> np.ndarray:
-        """Kak & Slaney, section 5.1: (pi / views) pitch variance f M(f)^2 / blur(f)^2, in HU.
+    def _theory(self, frequency: np.ndarray, mtf: Modulation, dose: float, grid: Grid) -> np.ndarray:
+        """Kak & Slaney, section 5.1: (pi / views) pitch variance f M(f)^2 / blur(f)^2, in HU^2 mm^2.
 
-        ``variance``: of a reading through the middle. Each rebinned ray is one reading.
+        ``variance``: mean over the rays through the pixels of ``grid``. Each rebinned ray is one reading.
         """
         geometry, scanner = self.scanner.geometry, self.scanner
-        middle = self.clean[:, self.clean.shape[1] // 2].mean().cpu()
-        percent = dose * (0.5 if scanner.fan else 1.0)
-        variance = float(reading_variance(middle, percent, scanner.pitch, scanner.exposure))
+        percent = scanner.percent(self.clean, [dose])
+        variance = reading_variance(self.clean, percent, scanner.pitch, scanner.exposure)
+        if scanner.fan is not None:
+            variance = rebin(variance, scanner.fan)
+        mean = float(back_project(variance, geometry, grid).mean()) / geometry.views
         per_mm = frequency / 10.0
         gain = per_mm * np.asarray(mtf(frequency)) ** 2 / geometry.blur(per_mm) ** 2
-        return np.pi / geometry.views * geometry.pitch * variance * gain * (1000.0 / WATER_ATTENUATION) ** 2
+        return np.pi / geometry.views * geometry.pitch * mean * gain * (1000.0 / WATER_ATTENUATION) ** 2
 
 
 def _covering(scanner: Scanner, width: float) -> Scanner:

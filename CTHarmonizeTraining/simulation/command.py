@@ -19,6 +19,8 @@ from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.simulation.fan import FanBeam
 from CTHarmonizeTraining.simulation.noise import Exposure
 from CTHarmonizeTraining.simulation.pair import Desk, Side, whole_slices
+from CTHarmonizeTraining.simulation.pair_store import write_store
+from CTHarmonizeTraining.simulation.phantom import EMPHYSEMA_BELOW
 from CTHarmonizeTraining.simulation.projector import Geometry
 from CTHarmonizeTraining.simulation.report import measure_sides, write_report
 from CTHarmonizeTraining.simulation.scanner import Scanner
@@ -54,13 +56,14 @@ def simulate(
 ) -> None:
     """Scan one anatomy twice: source.nrrd, target.nrrd, target_noise_free.nrrd and simulation.json.
 
-    Or write scenes, the input of ``fit``. The images lie where the input lies. A CT that is scanned again keeps
-    its own blur and noise, in source and target alike; phantoms have none. What lies outside the circle inscribed
-    in the slice, and padding, count as air.
+    Or write, for ``fit``, a store of the pair, where the output ends in .zarr, or of scenes. The images lie where the
+    input lies. A CT that is scanned again keeps its own blur and noise, in source and target alike; phantoms have
+    none. What lies outside the circle inscribed in the slice, and padding, count as air.
 
     Args:
         input: CT volume (DICOM folder, NRRD, NIfTI, MetaImage), or phantom:SEED, a procedural chest.
-        output: folder for the images; with scenes the Zarr store, which goes on where it was interrupted.
+        output: folder for the images; or, ending in .zarr, a store of the pair as ``import`` writes it, which must
+            not exist yet; with scenes the store of scenes, which goes on where it was interrupted.
         source_kernel: smooth, medium, sharp, a vendor's such as siemens-b30f, ge-lung, philips-yb or toshiba-fc51,
             or an f50 in lp/cm.
         source_dose: percent.
@@ -106,13 +109,18 @@ def simulate(
         raise InputError("Scenes are always scanned in plain parallel beams: leave beam, blur and modulation out.")
     if scenes and (source_thickness or target_thickness or insert_noise or report):
         raise InputError("Scenes take no thickness of source or target, no inserted noise and no report.")
+    output = check_output_folder(output)
+    to_store = output.suffix == ".zarr" and not scenes
+    if to_store and report:
+        raise InputError("A store takes no report: simulate into a folder for one.")
+    if to_store and output.exists():
+        raise InputError(f"'{output}' exists already: choose another name for the store.")
     if insert_noise is not None:
         check("dose to insert noise for", insert_noise, 0.1 <= insert_noise < 100.0, "0.1 to less than 100 %")
         if input.startswith("phantom:") or pixel_spacing or size or source_thickness or target_thickness:
             raise InputError(
                 "Noise is inserted into a CT volume as it is: give no phantom, pixel spacing, size or thickness."
             )
-    output = check_output_folder(output)
     subject = read_subject(input, thickness)
     chosen = subject.indices(slices)
     for warning in subject.warnings:
@@ -125,6 +133,8 @@ def simulate(
     grid = subject.grid_of(pixel_spacing, size)
     source_slices, target_slices = subject.slices_in(source_thickness), subject.slices_in(target_thickness)
     source_percent = source_dose if insert_noise is None else insert_noise
+    if to_store and source_slices != target_slices:
+        raise InputError("The scans of a store lie on one grid: give source and target the same thickness.")
     source = Side.of(source_kernel, source_percent, grid.pixel, source_slices)
     target = Side.of(target_kernel, target_dose, grid.pixel, target_slices)
     whole = whole_slices(chosen, source, target)
@@ -135,11 +145,16 @@ def simulate(
     scanner = _scanner(subject.reach(grid), views, beam, detector_width, focal_spot, photons, tube_modulation)
     for side in (source,) if insert_noise else (source, target):
         _check_sharpness(side.mtf, scanner.geometry)
-    lost = [0.0]
+    lost, lung, emphysema = [0.0], 0, 0
 
     def watched(index: int) -> np.ndarray:
+        nonlocal lung, emphysema
         hu = subject.slice_of(index)
         lost.append(_outside(hu))
+        if subject.lung_of is not None:
+            inside = subject.lung_of(index)
+            lung += int(inside.sum())
+            emphysema += int((hu[inside] < EMPHYSEMA_BELOW).sum())
         return hu
 
     desk = Desk(replace(subject, slice_of=watched), scanner, grid, seed, where, say)
@@ -150,8 +165,6 @@ def simulate(
             "in it and was left out: give whole slices, not a cut-out."
         )
         say(f"Note: {warnings[-1]}")
-    for name, volume in volumes.items():
-        write_nrrd(volume, output / f"{name}.nrrd")
     spacing = subject.spacing[2]
     facts = {
         "version": __version__,
@@ -176,6 +189,14 @@ def simulate(
         "device": where.type,
         "warnings": warnings,
     }
+    if subject.truth is not None:
+        facts["truth"] = subject.truth | {"slices_laa950_percent": 100.0 * emphysema / lung if lung else None}
+    if to_store:
+        own = target if insert_noise is None else replace(source, dose=100.0)
+        write_store(output, volumes, {"source": source, "target": own}, facts)
+        return
+    for name, volume in volumes.items():
+        write_nrrd(volume, output / f"{name}.nrrd")
     try:
         (output / "simulation.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from CTHarmonizeTraining.simulation.trees import Segments, draw_segments
 
 @dataclass(frozen=True)
 class Nodule:
-    """A lung nodule. ``diameter`` (mm) is that of the sphere of its volume, spicules apart; ``hu`` its value."""
+    """A lung nodule. ``diameter`` (mm) is that of the sphere of its volume, spicules apart; ``hu`` its value;
+    ``lobulation`` how far its radius wavers, as a share; ``spicules`` how many, thin needles that reach 1.4 to 1.9
+    radii from the ``centre`` (mm)."""
 
     centre: tuple[float, float, float]
     diameter: float
@@ -24,6 +27,17 @@ class Nodule:
     def volume(self) -> float:
         """mm^3."""
         return np.pi / 6 * self.diameter**3
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: mm, mm^3 and HU."""
+        return {
+            "centre": list(self.centre),
+            "diameter": self.diameter,
+            "volume": self.volume,
+            "hu": self.hu,
+            "lobulation": self.lobulation,
+            "spicules": self.spicules,
+        }
 
 
 def paint_nodule(tissue: np.ndarray, nodule: Nodule, axis: np.ndarray, z: float) -> None:

@@ -7,9 +7,9 @@ inwards with edges one pixel wide. x runs to the patient's left, y to the back, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
 
 from CTHarmonizeTraining.simulation.nodules import Nodule, paint_nodule
 from CTHarmonizeTraining.simulation.shapes import bar, ellipse, texture, tube_distance
@@ -18,12 +18,16 @@ from CTHarmonizeTraining.simulation.trees import draw_segments, grow_tree, polyl
 HEIGHT = 270.0
 """Extent in z (mm) of a phantom."""
 
+EMPHYSEMA_BELOW = -950.0
+"""HU, as CT densitometry counts emphysema (LAA-950)."""
+
 
 class ChestPhantom:
     """The chest of one ``seed``.
 
-    ``pixel`` mm, ``size`` pixels a side; ``emphysema`` share of the lung with low attenuation; ``nodules``: how
-    many, or the nodules themselves. What is left out is drawn from the seed.
+    ``pixel`` mm, ``size`` pixels a side; ``emphysema``: share of the parenchyma (the lung without airways, vessels,
+    fissures and nodules) that lies below :data:`EMPHYSEMA_BELOW`, the same in every plane; ``nodules``: how many, or
+    the nodules themselves. What is left out is drawn from the seed; :meth:`truth` says what it was.
     """
 
     def __init__(
@@ -90,6 +94,24 @@ class ChestPhantom:
         self._spine(image, x, y, z)
         self._lungs(image, x, y, z)
         return image
+
+    def lung(self, z: float) -> np.ndarray:
+        """Where the plane ``z`` lies in the lungs, with all that they hold: (size, size) bool."""
+        return self._lung(self.axis[None, :], self.axis[:, None], z) < 0.0
+
+    def truth(self) -> dict[str, Any]:
+        """What the chest holds, as plain values: ``seed``, ``emphysema_percent`` (of the parenchyma, below -950 HU),
+        ``lung_ml`` and ``nodules``, whose volume is that without spicules."""
+        step = 3.0
+        side = np.arange(-self.body.max(), self.body.max(), step, dtype=np.float32)
+        planes = np.arange(step / 2, HEIGHT, step)
+        inside = sum(int((self._lung(side[None, :], side[:, None], z) < 0.0).sum()) for z in planes)
+        return {
+            "seed": self.seed,
+            "emphysema_percent": 100.0 * self.emphysema,
+            "lung_ml": inside * step**3 / 1000.0,
+            "nodules": [nodule.as_dict() for nodule in self.nodules],
+        }
 
     # Places
 
@@ -180,7 +202,11 @@ class ChestPhantom:
             hu = float(rng.choice([rng.uniform(10, 90), rng.uniform(-680, -450)], p=[0.7, 0.3]))
             lobulation = float(rng.choice([0.0, rng.uniform(0.05, 0.2)]))
             spicules = int(rng.choice([0, rng.integers(8, 20)])) if hu > 0 and diameter > 7 else 0
-            centre = tuple(float(v) for v in points[rng.integers(len(points))])
+            for _ in range(100):  # clear of the others and their spicules, where there is room
+                centre = points[rng.integers(len(points))]
+                if all(np.linalg.norm(centre - other.centre) > diameter + other.diameter for other in made):
+                    break
+            centre = tuple(float(v) for v in centre)
             made.append(Nodule(centre, diameter, hu, lobulation, spicules, int(rng.integers(2**31))))
         return made
 
@@ -319,9 +345,13 @@ class ChestPhantom:
         lung = self._lung(x, y, z)
         fine, mid = self._texture("lung", 0.9, z), self._texture("lung", 3.5, z)
         tissue = self.lung_hu + self.gravity * (y - self.middle) / self.cavity[1] + 18.0 * fine + 9.0 * mid
-        if self.emphysema > 0:
+        inner = lung < 0.0
+        if self.emphysema > 0 and inner.any():
             holes = self._texture("emphysema", 6.0, z)
-            inside = np.clip(0.5 + 4.2 / self.pixel * (holes - ndtri(1 - self.emphysema)), 0, 1)
+            # every plane has the stated share, and the blurred edge its contour at -950 HU where the holes end
+            holes = holes - np.quantile(holes[inner], 1.0 - self.emphysema)
+            edge = np.clip((tissue - EMPHYSEMA_BELOW) / (tissue + 972.0), 0.0, 1.0)
+            inside = np.clip(edge + 4.2 / self.pixel * holes, 0, 1)
             tissue += inside * (-972.0 + 6.0 * fine - tissue)
         wave = 3.0 * self._texture("fissure", 40.0, z)
         oblique = np.abs((y - self.middle) * 0.75 + (z - 135.0) * -0.66 + 0.12 * np.abs(x) + wave) - 0.35
@@ -332,8 +362,6 @@ class ChestPhantom:
         for trees, hu in ((self.veins, 0.8), (self.arteries, 1.0)):
             for tree in trees:
                 tissue += draw_segments(tree, self.axis, self.axis, z) * (hu * self.blood + 5.0 - tissue)
-        for nodule in self.nodules:
-            paint_nodule(tissue, nodule, self.axis, z)
         cover = np.clip(0.5 - lung / self.pixel, 0.0, 1.0)
         image += cover * (tissue - image)
         in_lung = np.clip(0.5 - (lung - 8.0) / self.pixel, 0.0, 1.0)
@@ -345,6 +373,8 @@ class ChestPhantom:
             image += wall * (30.0 - image)
             lumen = draw_segments(tree.scaled(bore), self.axis, self.axis, z) * region
             image += lumen * (-995.0 - image)
+        for nodule in self.nodules:  # last, so that no airway takes of their volume
+            paint_nodule(image, nodule, self.axis, z)
 
 
 def chest_phantom(

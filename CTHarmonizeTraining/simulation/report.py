@@ -33,17 +33,19 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What one side's kernel and dose show: ``mtf`` of a wire, ``nps`` and ``noise`` (HU, at :data:`DOSES`) of the
-    water cylinder, and its ``hu`` (water, air) without noise, at the side's dose and at the lowest of the doses."""
+    """What one side's kernel and dose show: ``mtf`` of a wire, ``nps`` of the water cylinder, its ``noise`` at
+    :data:`DOSES` and ``own_noise`` at the side's dose (each measured and of theory, HU), and its ``hu`` (water, air)
+    without noise, at the side's dose and at the lowest of the doses."""
 
     mtf: Curve
     nps: Curve
-    noise: np.ndarray
+    noise: tuple[np.ndarray, np.ndarray]
+    own_noise: tuple[float, float]
     hu: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 
     def slope(self) -> float:
         """Of log noise over log dose, at the three highest doses."""
-        return float(np.polyfit(np.log(DOSES[-3:]), np.log(self.noise[-3:]), 1)[0])
+        return float(np.polyfit(np.log(DOSES[-3:]), np.log(self.noise[0][-3:]), 1)[0])
 
 
 def measure_sides(
@@ -53,11 +55,16 @@ def measure_sides(
     cylinder = WaterCylinder(scanner, seed, device)
     result = {}
     for name, side in sides.items():
-        noise, means = cylinder.noise(side.mtf, DOSES, draws)
-        _, own = cylinder.noise(side.mtf, [side.dose], draws)
-        hu = (cylinder.noise_free(side.mtf), tuple(own[0]), tuple(means[0]))
-        nps = cylinder.noise_power(side.mtf, side.dose, draws)
-        result[name] = Measured(wire_mtf(scanner, side.mtf, device), nps, noise, hu)
+        doses = [*DOSES, side.dose]
+        noise, means = cylinder.noise(side.mtf, doses, draws)
+        theory = cylinder.expected_noise(side.mtf, doses)
+        result[name] = Measured(
+            mtf=wire_mtf(scanner, side.mtf, device),
+            nps=cylinder.noise_power(side.mtf, side.dose, 3 * draws),
+            noise=(noise[:-1], theory[:-1]),
+            own_noise=(float(noise[-1]), float(theory[-1])),
+            hu=(cylinder.noise_free(side.mtf), tuple(means[-1]), tuple(means[0])),
+        )
     return result
 
 
@@ -90,14 +97,13 @@ def write_report(
         ),
         "<h2>Noise against dose</h2>",
         "<p>With many photons the noise falls as dose<sup>-1/2</sup> (dotted, through the highest dose). With few, "
-        "electronic noise raises it above that line, until readings of less than one count are cut off.</p>",
+        "electronic noise raises it above that line, until readings of less than one count are cut off. Theory (line) "
+        "is the noise power spectrum over all frequencies, 1 / N + electronic<sup>2</sup> / N<sup>2</sup> for N counts "
+        "in each reading.</p>",
         _image(_noise(sides, measured), "noise against dose"),
         _table(
-            ("", "slope at 100 to 400 %", f"noise at {DOSES[0]:g} %, HU", "dose<sup>-1/2</sup> would give"),
-            [
-                (name, at.slope(), at.noise[0], at.noise[-1] * (DOSES[-1] / DOSES[0]) ** 0.5)
-                for name, at in measured.items()
-            ],
+            ("", "dose, %", "noise measured, HU", "of theory, HU", "slope at 100 to 400 %"),
+            [(name, f"{sides[name].dose:g}", *at.own_noise, at.slope()) for name, at in measured.items()],
             3,
         ),
         "<h2>HU of water and air</h2>",
@@ -157,8 +163,9 @@ def _curves(sides: Mapping[str, Side], measured: Mapping[str, Measured]):
             some = slice(None, None, max(1, len(curve.frequency) // 30))
             axes.plot(curve.frequency[some], curve.expected[some], ".", color=colour, markersize=5)
     left.axhline(0.5, color="#999", linewidth=0.7)
-    left.set(xlabel="lp/cm", ylabel="modulation", ylim=(0, None), xlim=(0, 12))
-    right.set(xlabel="lp/cm", ylabel="noise power, HU² mm²", ylim=(0, None), xlim=(0, 12))
+    edge = min(20.0, max(10.0, *(1.2 * side.mtf.f10 for side in sides.values())))
+    left.set(xlabel="lp/cm", ylabel="modulation", ylim=(0, None), xlim=(0, edge))
+    right.set(xlabel="lp/cm", ylabel="noise power, HU² mm²", ylim=(0, None), xlim=(0, edge))
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
@@ -173,8 +180,10 @@ def _noise(sides: Mapping[str, Side], measured: Mapping[str, Measured]):
     doses = np.array(DOSES)
     for name, at in measured.items():
         colour = _COLOURS[name]
-        axes.loglog(doses, at.noise, "o-", color=colour, markersize=4, label=f"{name}: {sides[name].kernel}")
-        axes.loglog(doses, at.noise[-1] * (doses / doses[-1]) ** -0.5, ":", color=colour)
+        noise, theory = at.noise
+        axes.loglog(doses, noise, "o", color=colour, markersize=4, label=f"{name}: {sides[name].kernel}")
+        axes.loglog(doses, theory, color=colour)
+        axes.loglog(doses, theory[-1] * (doses / doses[-1]) ** -0.5, ":", color=colour)
     axes.set(xlabel="dose, %", ylabel="noise in the middle, HU")
     axes.legend(frameon=False)
     axes.grid(True, which="both", alpha=0.25)

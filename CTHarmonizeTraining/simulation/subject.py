@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class Subject:
     """What is scanned: ``slice_of`` an index gives (n, n) float32 HU, pixels of ``pixel`` mm around the isocentre.
 
     ``grid``: the anatomy's own, in the scanner's mm; ``origin`` (LPS mm of the own grid's first pixel), ``spacing``
-    and ``direction``: its place in the patient.
+    and ``direction``: its place in the patient. Of a phantom ``truth`` says what it holds, with places in the
+    patient's mm (LPS), and ``lung_of`` an index where its lungs are, (n, n) bool.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Subject:
     spacing: tuple[float, float, float]
     direction: tuple[float, ...]
     warnings: tuple[str, ...] = ()
+    truth: dict[str, Any] | None = None
+    lung_of: Callable[[int], np.ndarray] | None = None
 
     def grid_of(self, pixel: float | None, size: int | None) -> Grid:
         """The own grid with another pixel or size, around the same middle; the field of view stays without a size."""
@@ -117,6 +121,9 @@ def _phantom(text: str, thickness: float) -> Subject:
     if not (seed.isascii() and seed.isdigit()):
         raise InputError(f"'{text}' is no phantom: give phantom: and a whole number, such as phantom:7.")
     chest, grid = phantom.ChestPhantom(int(seed)), PHANTOM_GRID
+    truth = chest.truth()
+    for nodule in truth["nodules"]:
+        nodule["centre"][2] *= -1.0
     return Subject(
         name=text,
         count=int(phantom.HEIGHT / thickness),
@@ -127,6 +134,8 @@ def _phantom(text: str, thickness: float) -> Subject:
         origin=(-grid.pixel * (grid.columns - 1) / 2, -grid.pixel * (grid.rows - 1) / 2, 0.0),
         spacing=(grid.pixel, grid.pixel, thickness),
         direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0),  # its slices run from the head down
+        truth=truth,
+        lung_of=lambda index: chest.lung(index * thickness),
     )
 
 

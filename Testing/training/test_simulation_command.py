@@ -13,8 +13,10 @@ from CTHarmonizeLib.ct.mtf import NAMED_KERNELS
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.cli import main
+from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.simulation import phantom, scan
 from CTHarmonizeTraining.simulation.command import simulate
+from CTHarmonizeTraining.simulation.nodules import Nodule
 from CTHarmonizeTraining.simulation.projector import Geometry, Grid
 from CTHarmonizeTraining.simulation.scenes import SceneStore
 
@@ -225,7 +227,7 @@ def test_a_cut_out_is_warned_of(tmp_path):
 
 
 def test_a_phantom_is_scanned_from_the_head_down(monkeypatch, tmp_path):
-    small = phantom.ChestPhantom(3, pixel=8.0, size=50)
+    small = phantom.ChestPhantom(3, pixel=8.0, size=50, emphysema=0.3)
     monkeypatch.setattr(phantom, "ChestPhantom", {3: small}.__getitem__)
     simulate("phantom:3", tmp_path, "smooth", thickness=5.0, slices="26:28", size=90, pixel_spacing=4, views=VIEWS)
     volume = read_volume(tmp_path / "source.nrrd")
@@ -235,6 +237,46 @@ def test_a_phantom_is_scanned_from_the_head_down(monkeypatch, tmp_path):
     truth = small.slice(130.0, 5.0)
     clean = read_volume(tmp_path / "target_noise_free.nrrd").hu[0, 5:-5, 5:-5].reshape(40, 2, 40, 2).mean((1, 3))
     assert np.corrcoef(clean.ravel(), truth[5:-5, 5:-5].ravel())[0, 1] > 0.97
+    stated = json.loads((tmp_path / "simulation.json").read_text(encoding="utf-8"))["truth"]
+    assert stated["seed"] == 3 and stated["emphysema_percent"] == pytest.approx(30.0)
+    assert stated["lung_ml"] == small.truth()["lung_ml"]
+    low = np.concatenate([small.slice(z, 5.0)[small.lung(z)] < -950.0 for z in (130.0, 135.0)])
+    assert stated["slices_laa950_percent"] == pytest.approx(100.0 * low.mean())
+    for nodule, entry in zip(small.nodules, stated["nodules"], strict=True):
+        assert entry["volume"] == pytest.approx(nodule.volume)
+        assert entry["centre"] == pytest.approx([*nodule.centre[:2], -nodule.centre[2]])  # LPS
+
+
+def test_a_stated_nodule_lies_where_it_is_seen(monkeypatch, tmp_path):
+    nodule = Nodule((-70.0, 12.0, 131.0), 26.0, 900.0, 0.0, 0, 1)
+    small = phantom.ChestPhantom(3, pixel=2.0, size=190, emphysema=0.0, nodules=[nodule])
+    monkeypatch.setattr(phantom, "ChestPhantom", {3: small}.__getitem__)
+    given = dict(target_kernel="smooth", thickness=5.0, slices="26:27", size=190, pixel_spacing=2.0, views=VIEWS)
+    simulate("phantom:3", tmp_path, "smooth", **given)
+    volume = read_volume(tmp_path / "target_noise_free.nrrd")
+    (entry,) = json.loads((tmp_path / "simulation.json").read_text(encoding="utf-8"))["truth"]["nodules"]
+    lps_to_ijk = np.linalg.inv(np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.ijk_to_ras())
+    i, j, k = np.rint(lps_to_ijk @ [*entry["centre"], 1.0])[:3].astype(int)
+    assert k == 0 and volume.hu[0, j - 2 : j + 3, i - 2 : i + 3].mean() == pytest.approx(900.0, abs=60.0)
+
+
+def test_a_pair_becomes_a_store_for_training(ct, pair, tmp_path):
+    run = ["simulate", str(ct), str(tmp_path / "disk.zarr"), "--source_kernel", "smooth", "--source_dose", "5"]
+    run += ["--target_kernel", "3.5", "--slices", "1:3", "--views", str(VIEWS), "--device", "cpu"]
+    assert main(run) == 0
+    store = PatientStore(tmp_path / "disk.zarr")
+    (entry,) = store.sets
+    assert store.patient == "disk" and [each.name for each in entry.reconstructions] == list(IMAGES)
+    images = values(pair)
+    for number, (name, each) in enumerate(zip(IMAGES, entry.reconstructions, strict=True)):
+        np.testing.assert_array_equal(entry.hu[number], images[name])
+        np.testing.assert_allclose(entry.volume(number).ijk_to_ras(), read_volume(pair / f"{name}.nrrd").ijk_to_ras())
+        told = each.acquisition
+        assert (told.f50, each.dose) == ((NAMED_KERNELS["smooth"].f50, 5.0) if name == "source" else (3.5, 100.0))
+        assert (told.pixel_spacing, told.slice_thickness) == pytest.approx((1.0, 2.5))
+        assert each.facts["seed"] == 0 and each.facts["photons"] == 2.5e5
+    assert json.loads((tmp_path / "splits.json").read_text(encoding="utf-8"))["patients"].keys() == {"disk"}
+    assert main(run) == 2  # a store is never written over
 
 
 def test_scenes_go_into_a_store_that_goes_on(ct, tmp_path, monkeypatch):
@@ -280,13 +322,16 @@ def test_scenes_go_into_a_store_that_goes_on(ct, tmp_path, monkeypatch):
         ({"insert_noise": 25.0, "input": "phantom:3"}, "as it is"),
         ({"scenes": 2, "source_thickness": 5.0}, "Scenes take no thickness"),
         ({"source_kernel": "ge-b30f"}, "Kernel 'ge-b30f' is unknown"),
+        ({"output": "out.zarr", "source_thickness": 5.0}, "the same thickness"),
+        ({"output": "out.zarr", "report": True}, "A store takes no report"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_writes_nothing(ct, tmp_path, options, sentence):
-    given = {"input": str(ct), "output": tmp_path / "out", "device": "cpu", "views": VIEWS, **options}
+    given = {"input": str(ct), "output": "out", "device": "cpu", "views": VIEWS, **options}
+    given["output"] = tmp_path / given["output"]
     with pytest.raises(InputError, match=sentence):
         simulate(**given)
-    assert not (tmp_path / "out").exists()
+    assert not given["output"].exists()
 
 
 def test_the_command_line_explains_itself(capsys):

@@ -1,10 +1,12 @@
 """The procedural chest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from CTHarmonizeTraining.simulation.nodules import Nodule, paint_nodule
-from CTHarmonizeTraining.simulation.phantom import ChestPhantom, chest_phantom
+from CTHarmonizeTraining.simulation.phantom import EMPHYSEMA_BELOW, HEIGHT, ChestPhantom, chest_phantom
 from CTHarmonizeTraining.simulation.trees import draw_segments, grow_tree, polyline
 
 
@@ -31,15 +33,47 @@ def test_a_nodule_has_the_stated_volume(lobulation):
     assert volume == pytest.approx(nodule.volume, rel=0.03)
 
 
-def test_emphysema_has_the_stated_extent(phantom):
-    healthy = ChestPhantom(4, pixel=1.6, size=250, emphysema=0.0, nodules=[])
-    share = []
-    for z in (95.0, 107.0, 119.0, 131.0, 143.0, 155.0):
+def test_a_nodule_in_the_chest_has_the_stated_volume():
+    """Whatever vessels and airways cross it."""
+    drawn = ChestPhantom(9001, pixel=1.0, size=230)
+    nodules = [replace(nodule, spicules=0) for nodule in drawn.nodules]
+    chest, without = (ChestPhantom(9001, pixel=1.0, size=230, nodules=some) for some in (nodules, []))
+    nodule = max(nodules, key=lambda nodule: nodule.diameter)
+    stated = next(entry for entry in chest.truth()["nodules"] if entry["diameter"] == nodule.diameter)
+    assert stated["volume"] == pytest.approx(np.pi / 6 * nodule.diameter**3)
+    around = [np.abs(chest.axis - place) < 0.8 * nodule.diameter for place in nodule.centre[:2]]
+    volume = 0.0
+    for z in np.arange(nodule.centre[2] - 12.0, nodule.centre[2] + 12.5, 1.0):
+        with_it, background = (one.plane(z)[np.ix_(around[1], around[0])] for one in (chest, without))
+        room = nodule.hu - background
+        volume += ((with_it - background) / np.where(np.abs(room) < 10.0, np.inf, room)).sum()
+    assert volume == pytest.approx(stated["volume"], rel=0.03)
+
+
+def test_drawn_nodules_are_apart():
+    nodules = ChestPhantom(5, pixel=4.0, size=100, nodules=12).nodules
+    for i, one in enumerate(nodules):
+        for other in nodules[:i]:
+            assert np.linalg.norm(np.subtract(one.centre, other.centre)) > one.diameter + other.diameter
+
+
+def test_emphysema_has_the_stated_extent():
+    chest, healthy = (ChestPhantom(4, pixel=0.8, size=420, emphysema=share, nodules=[]) for share in (0.2, 0.0))
+    low = all_of_it = 0
+    for z in (95.0, 119.0, 143.0, 167.0):
         without = healthy.plane(z)
-        lung = phantom._lung(phantom.axis[None, :], phantom.axis[:, None], z) < -6
-        lung &= without < -750  # neither vessel nor bronchus
-        share.append(((phantom.plane(z) - without)[lung] / (-972.0 - without[lung])).mean())
-    assert np.mean(share) == pytest.approx(0.15, abs=0.03)
+        parenchyma = chest.lung(z) & (without < -750) & (without > -980)  # neither vessel, fissure nor bronchus
+        low += (chest.plane(z)[parenchyma] < EMPHYSEMA_BELOW).sum()
+        all_of_it += parenchyma.sum()
+    truth = chest.truth()
+    assert 100 * low / all_of_it == pytest.approx(truth["emphysema_percent"], rel=0.04)
+    assert healthy.truth()["emphysema_percent"] == 0.0
+
+
+def test_the_lungs_have_the_stated_volume(phantom):
+    step = 5.0
+    inside = sum(phantom.lung(z).sum() for z in np.arange(step / 2, HEIGHT, step))
+    assert inside * phantom.pixel**2 * step / 1000 == pytest.approx(phantom.truth()["lung_ml"], rel=0.01)
 
 
 def test_tissues_have_their_numbers(phantom):

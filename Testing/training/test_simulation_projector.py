@@ -6,6 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
+from CTHarmonizeTraining.simulation.fan import FanBeam
 from CTHarmonizeTraining.simulation.projector import (
     WATER_ATTENUATION,
     Geometry,
@@ -18,6 +19,8 @@ from CTHarmonizeTraining.simulation.projector import (
     hounsfield,
     wide_band_mtf,
 )
+from CTHarmonizeTraining.simulation.scan import seeded_generator
+from CTHarmonizeTraining.simulation.scanner import Scanner
 
 PIXEL = 0.5
 N = 128
@@ -176,11 +179,19 @@ def test_padding_is_air_and_outside_the_circle_nothing():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_gpu_agrees_with_the_processor():
-    image = gaussian_blob((5.0, 3.0), 2.5)[None] * WATER_ATTENUATION
-    results = []
+@pytest.mark.parametrize("beam", ["parallel", "fan"])
+def test_gpu_agrees_with_the_processor(beam):
+    image = gaussian_blob((5.0, 3.0), 2.5)[None] * 2000.0 - 1000.0
+    scanner = Scanner(GEOMETRY, FanBeam(GEOMETRY) if beam == "fan" else None, modulation=0.5)
+    projections, images, currents = [], [], []
     for device in ("cpu", "cuda"):
-        sinogram = forward_project(image.to(device), PIXEL, GEOMETRY)
-        (image_there,) = filtered_back_projection(sinogram, GEOMETRY, NAMED_KERNELS["medium"], [Grid(N, N, PIXEL)])
-        results.append(image_there.cpu())
-    assert (hounsfield(results[0]) - hounsfield(results[1])).abs().max() < 0.1
+        clean = scanner.project(image.to(device), PIXEL)
+        noisy = scanner.measure(clean, [100.0, 25.0], seeded_generator(device, 1))
+        assert clean.device.type == noisy.device.type == device
+        assert torch.isfinite(noisy).all()
+        projections.append(clean.cpu())
+        currents.append(scanner.percent(clean, [100.0]).cpu())
+        images.append(scanner.image(clean, NAMED_KERNELS["medium"], Grid(N, N, PIXEL)).cpu())
+    assert torch.allclose(*projections, atol=1e-5 * float(projections[0].max()))
+    assert torch.allclose(*currents, rtol=1e-4)
+    assert (images[0] - images[1]).abs().max() < 0.1

@@ -28,6 +28,10 @@ HIGHEST_PEAK = 2.0
 
 _ORDER_RANGE = (1.1, 12.0)
 
+_DEEPEST_DIP = 0.005
+"""How far an overshooting kernel may fall below 1 before it rises: a dip at low frequencies shifts the HU of water, and
+of air around the patient, by many times as much."""
+
 
 def default_f10_ratio(peak: float) -> float:
     """f10 / f50 of a typical kernel: smooth ones fall off slowly, overshooting ones steeply."""
@@ -124,6 +128,19 @@ def _overshoot_for(order: float, peak: float) -> float:
 
 
 @lru_cache(maxsize=4096)
+def _lowest_order(peak: float) -> float:
+    """Lowest order whose overshoot to ``peak`` does not begin with a dip."""
+
+    def excess(order: float) -> float:
+        overshoot = _overshoot_for(order, peak)
+        u = np.linspace(0.0, _peak(order, overshoot)[0], 64)
+        return 1.0 - _DEEPEST_DIP - float(_family(u, order, overshoot).min())
+
+    low = _ORDER_RANGE[0]
+    return float(brentq(excess, low, 2.0, xtol=1e-4)) if peak > 1.0 and excess(low) > 0.0 else low
+
+
+@lru_cache(maxsize=4096)
 def _shape(ratio: float, peak: float) -> tuple[float, float]:
     """(order, overshoot) that give f10 / f50 = ``ratio`` and the highest modulation ``peak``."""
 
@@ -131,7 +148,7 @@ def _shape(ratio: float, peak: float) -> tuple[float, float]:
         c = _overshoot_for(order, peak)
         return _half_point(order, c, 0.1) / _half_point(order, c, 0.5) - ratio
 
-    low, high = _ORDER_RANGE
+    low, high = _lowest_order(peak), _ORDER_RANGE[1]
     if excess(low) <= 0.0:
         order = low
     elif excess(high) >= 0.0:
