@@ -17,13 +17,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from jsonargparse import auto_cli
 
+        from CTHarmonizeTraining.evaluation.calibration import calibrate
         from CTHarmonizeTraining.evaluation.pairs_table import evaluate
         from CTHarmonizeTraining.importing.command import import_collection
         from CTHarmonizeTraining.simulation.command import simulate
         from CTHarmonizeTraining.training.fit import fit
 
         auto_cli(
-            {"simulate": simulate, "import": import_collection, "fit": fit, "evaluate": evaluate},
+            {
+                "simulate": simulate,
+                "import": import_collection,
+                "fit": fit,
+                "calibrate": calibrate,
+                "evaluate": evaluate,
+            },
             args=[argument for argument in arguments if argument != "--debug"],
             prog="ctharmonize-train",
             epilog="--debug, anywhere: show the traceback of an error",
