@@ -37,12 +37,19 @@ def run(arguments: list[str]) -> None:
 
 
 def _commands() -> dict[str, Callable]:
+    from CTHarmonizeTraining.evaluation.calibration import calibrate
     from CTHarmonizeTraining.evaluation.pairs_table import evaluate
     from CTHarmonizeTraining.importing.command import import_collection
     from CTHarmonizeTraining.simulation.command import simulate
     from CTHarmonizeTraining.training.fit import fit
 
-    return {"simulate": simulate, "import": import_collection, "fit": fit, "evaluate": evaluate}
+    return {
+        "simulate": simulate,
+        "import": import_collection,
+        "fit": fit,
+        "calibrate": calibrate,
+        "evaluate": evaluate,
+    }
 
 
 def _named(arguments: list[str]) -> list[str]:

@@ -171,6 +171,12 @@ def _eroded(mask: np.ndarray, pixels: float) -> np.ndarray:
     return ndimage.distance_transform_edt(mask) > pixels if not mask.all() else mask
 
 
+def tissue_mask(image: np.ndarray, spacing: float) -> np.ndarray:
+    """Lung and what is denser, in a crop (rows, columns) with pixels of ``spacing`` mm that shows no whole outline:
+    where the local average lies above the lung's lower limit."""
+    return ndimage.gaussian_filter(image, _REGION_MM / spacing) > TISSUES["lung"][0]
+
+
 def bias(image: np.ndarray, clean: np.ndarray, mask: np.ndarray) -> Estimate:
     """Mean difference from the noise-free target within ``mask``, HU; NaN where the mask is empty."""
     difference = image.astype(np.float32) - clean

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from CTHarmonizeLib.errors import CannotRunError, InputError
-from CTHarmonizeLib.models import Model, model_for
+from CTHarmonizeLib.models import Model, find_model
 from CTHarmonizeLib.version import __version__
 from CTHarmonizeTraining.data.measured import MeasuredPairs
 from CTHarmonizeTraining.data.pairs import PairDataset
@@ -78,7 +78,7 @@ def fit(
     L.seed_everything(seed, workers=True, verbose=False)
     network = method.build()
     if initial is not None:
-        _start_from(network, model_for(method.card()["method"], initial))
+        _start_from(network, find_model(initial))
     _keep(output, method, data, training_stores, held_out_stores, weights, initial, seed)
     for number, (name, stage) in enumerate(method.stages().items()):
         folder = output / name
@@ -168,7 +168,8 @@ def _keep(
 def _described(store: Path) -> dict:
     """Name of a store and what it says of itself."""
     facts = zarr.open_group(os.fspath(store), mode="r").attrs
-    return {"name": store.stem, **{key: facts[key] for key in ("source", "seed", "patient", "layout") if key in facts}}
+    known = {key: facts[key] for key in ("source", "seed", "patient", "layout") if key in facts}
+    return {"name": store.stem, "path": str(store.absolute()), **known}
 
 
 def _device_words() -> str:

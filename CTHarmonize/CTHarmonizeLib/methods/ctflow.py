@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from CTHarmonizeLib.ct.acquisition import Acquisition
@@ -46,6 +47,25 @@ def acquisition_vector(source: Acquisition, target: Acquisition) -> list[float]:
         ]
 
     return [*of(source), *of(target), 2.0 * math.log2(source.pixel_spacing / 0.7)]
+
+
+def acquisitions_of(vector: Sequence[float]) -> tuple[Acquisition, Acquisition]:
+    """Source and target of which :func:`acquisition_vector` made ``vector``: its inverse."""
+    *both, pixel = map(float, vector)
+    spacing = 0.7 * 2.0 ** (0.5 * pixel)
+
+    def of(f50: float, f10: float, peak: float, noise: float, thickness: float) -> Acquisition:
+        per_pixel = spacing / 10.0
+        return Acquisition(
+            f50=0.25 * 2.0**f50 / per_pixel,
+            f10=0.4 * 2.0**f10 / per_pixel,
+            mtf_peak=1.0 + peak / 5.0,
+            noise=20.0 * math.exp(noise),
+            pixel_spacing=spacing,
+            slice_thickness=2.0 * 2.0**thickness,
+        )
+
+    return of(*both[:5]), of(*both[5:])
 
 
 class CTFlowMethod(Method):

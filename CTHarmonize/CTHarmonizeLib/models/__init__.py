@@ -108,14 +108,19 @@ def installed_models(extra_folders: Iterable[str | os.PathLike] = ()) -> list[Mo
     return list(found.values())
 
 
+def find_model(folder: str | os.PathLike) -> Model:
+    """The model in ``folder``, which may also be the name of an installed model. Raises InputError with the reason."""
+    named = [model for model in installed_models() if isinstance(model, Model) and model.name == str(folder)]
+    return named[0] if named and not Path(folder).exists() else load_model(folder)
+
+
 def model_for(method: str, folder: str | os.PathLike | None = None) -> Model:
     """The model in ``folder``, or without one the first installed model of ``method``.
 
-    ``folder`` may also be the name of an installed model. Raises InputError with the reason.
+    ``folder`` as in :func:`find_model`. Raises InputError with the reason.
     """
     if folder is not None:
-        named = [m for m in installed_models() if isinstance(m, Model) and m.name == str(folder)]
-        model = named[0] if named and not Path(folder).exists() else load_model(folder)
+        model = find_model(folder)
         if model.method != method:
             raise InputError(f"The model '{model.name}' is for the method {model.method}, not {method}.")
         return model
