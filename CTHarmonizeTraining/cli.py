@@ -41,12 +41,14 @@ def _commands() -> dict[str, Callable]:
     from CTHarmonizeTraining.evaluation.pairs_table import evaluate
     from CTHarmonizeTraining.importing.command import import_collection
     from CTHarmonizeTraining.simulation.command import simulate
+    from CTHarmonizeTraining.training.export import export
     from CTHarmonizeTraining.training.fit import fit
 
     return {
         "simulate": simulate,
         "import": import_collection,
         "fit": fit,
+        "export": export,
         "calibrate": calibrate,
         "evaluate": evaluate,
     }

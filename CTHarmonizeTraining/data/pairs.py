@@ -82,8 +82,8 @@ class SceneSampler:
         self.size = self.clean.shape[-1]
         self._measure_noise()
         # Procedural phantoms have no noise: a measurement would read 2 to 5 HU of anatomy.
-        phantom = str(store.group.attrs["source"]).startswith("phantom")
-        self.own = np.zeros((len(self), len(OWN_F50))) if phantom else self._measure_own_noise()
+        self.phantom = str(store.group.attrs["source"]).startswith("phantom")
+        self.own = np.zeros((len(self), len(OWN_F50))) if self.phantom else self._measure_own_noise()
 
     def __len__(self) -> int:
         return len(self.dose)

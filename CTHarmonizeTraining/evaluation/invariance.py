@@ -54,13 +54,18 @@ def differences(
         variants += [("bfloat16", replace(plain, precision="bfloat16"))]
         variants += [(f"bfloat16, tile {side}", replace(plain, precision="bfloat16", tile=side)) for side in tiles[:1]]
     try:
-        reference = harmonize(volume, plain)
-        return [
-            _difference(name, reference, harmonize(volume, varied), varied.roi or Roi.whole(volume.shape))
-            for name, varied in variants
-        ]
+        return compared(volume, plain, variants)
     finally:
         torch.set_num_threads(usual)
+
+
+def compared(volume: Volume, plain: Request, variants: Sequence[tuple[str, Request]]) -> list[Difference]:
+    """How each of the named ``variants`` differs from the run ``plain``."""
+    reference = harmonize(volume, plain)
+    return [
+        _difference(name, reference, harmonize(volume, varied), varied.roi or Roi.whole(volume.shape))
+        for name, varied in variants
+    ]
 
 
 def _threads(count: int) -> str:

@@ -56,8 +56,8 @@ def evaluate(
     precision: str = "auto",
     cache: Path | None = None,
     figures: bool = True,
-) -> None:
-    """Judge a method on simulated scans: results.json, results.csv, table.md and figures.
+) -> dict:
+    """Judge a method on simulated scans: results.json, results.csv, table.md and figures; returns the results.
 
     Simulated scans and finished mappings are kept, so that a stopped run goes on and the next model is judged
     quickly.
@@ -112,6 +112,7 @@ def evaluate(
     table = tables.markdown(results)
     _write(output / "table.md", table)
     print(table)
+    return results
 
 
 def _evaluated(

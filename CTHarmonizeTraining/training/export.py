@@ -1,86 +1,275 @@
-"""From a trained network to a model folder: ``card.json`` and ``weights.safetensors``."""
+"""``ctharmonize-train export``: from a trained network to a model folder whose card is measured, not typed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from CTHarmonizeLib.ct.acquisition import parse_kernel
-from CTHarmonizeLib.ct.mtf import nyquist
-from CTHarmonizeLib.errors import InputError
-from CTHarmonizeLib.methods.ctflow import CTFlowMethod
+from CTHarmonizeLib.ct.volume import Volume
+from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeLib.harmonization import check_output_folder
+from CTHarmonizeLib.methods import method_named
 from CTHarmonizeLib.models import CARD, WEIGHTS, load_model
 from CTHarmonizeLib.models.schema import card_problem
-from CTHarmonizeTraining.data.pairs import SceneSampler
+from CTHarmonizeLib.request import Request
+from CTHarmonizeTraining.console import say
+from CTHarmonizeTraining.evaluation.invariance import compared
+from CTHarmonizeTraining.evaluation.pairs_table import evaluate
+from CTHarmonizeTraining.simulation.phantom import ChestPhantom
+from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import Training
+from CTHarmonizeTraining.training.facts import data_facts, use_of
+from CTHarmonizeTraining.training.fit import NETWORK, RECORD
 
-TABLE_F50 = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
-"""f50 (lp/cm) at which a card states the noise at full dose."""
+HALOS = (16, 32, 48, 64, 96, 128)
+"""Pixels of context that are tried."""
 
-FULL_DOSE_PHOTONS = 2.5e5
-"""Photons of 100 % dose for the card, per 0.75 mm of detector."""
+LARGEST_DIFFERENCE, RMS_DIFFERENCE = 1.0, 0.05
+"""HU between a tiled and an untiled run that a halo may leave."""
+
+NOTICE = "Research use, not a medical device."
 
 
-def noise_table(stores: Sequence[str | Path], phantom: str, pixel_spacing: float = 0.5) -> dict:
-    """A card's ``noise_at_full_dose``: the median over the scenes of phantom ``stores`` of the deviation in HU that
-    each kernel shows in water-like tissue at 100 % dose and :data:`FULL_DOSE_PHOTONS`."""
-    samplers = [SceneSampler(path) for path in stores]
-    sigma = []
-    for f50 in TABLE_F50:
-        mtf = parse_kernel(f50, pixel_spacing)
-        levels = [
-            sampler.noise_level(scene, int(np.argmax(sampler.dose[scene])), mtf)
-            * np.sqrt(sampler.photons[scene] / FULL_DOSE_PHOTONS)
-            for sampler in samplers
-            for scene in range(len(sampler))
+@dataclass(frozen=True)
+class About:
+    """What only people know of a model: its ``name``, ``version``, ``licence``; ``limits`` in words; and ``data``,
+    entries with ``stores`` (a store's name, or a pattern such as ``phantom*``), ``name`` and ``licence``."""
+
+    name: str
+    version: str
+    licence: str
+    data: tuple[dict[str, str], ...]
+    limits: str
+
+    @classmethod
+    def load(cls, path: Path) -> About:
+        """From a YAML file. Raises InputError."""
+        try:
+            entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+            about = cls(**{**entries, "data": tuple(entries["data"]), "version": str(entries["version"])})
+            wrong = [entry for entry in about.data if {*entry} != {"stores", "name", "licence"}]
+        except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"'{path}' does not say what a card needs (name, version, licence, data, limits): {reason}"
+            ) from error
+        if wrong:
+            raise InputError(f"Every entry of 'data' in '{path}' has stores, name and licence, and nothing else.")
+        return about
+
+    def training_data(self, stores: Sequence[Path]) -> list[dict[str, str]]:
+        """A card's ``training.data``. Raises InputError where no entry speaks of one of ``stores``."""
+        groups: dict[int, list[Path]] = {}
+        for store in stores:
+            match = [number for number, entry in enumerate(self.data) if fnmatch(store.stem, entry["stores"])]
+            if not match:
+                raise InputError(f"Under which licence '{store.stem}' was used is not said: add it to 'data'.")
+            groups.setdefault(match[0], []).append(store)
+        return [
+            {
+                "name": self.data[number]["name"],
+                "licence": self.data[number]["licence"],
+                "use": "; ".join(f"{store.stem}: {use_of(store)}" for store in members),
+            }
+            for number, members in sorted(groups.items())
         ]
-        sigma.append(round(float(np.median(levels)), 1))
-    return {
-        "phantom": phantom,
-        "pixel_spacing": pixel_spacing,
-        "slice_thickness": float(np.mean([sampler.thickness for sampler in samplers])),
-        "f50": list(TABLE_F50),
-        "sigma": sigma,
+
+
+def export(
+    run: Path,
+    output: Path,
+    about: Path,
+    ct: Path | None = None,
+    phantom: list[int] | None = None,
+    slices: int | list[int] = 8,
+    samples: int = 16,
+    temperature: float = 1.0,
+    cache: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Make a model folder of a trained network: the weights, and a card with measured quality.
+
+    What the stores and the configuration say goes onto the card by itself. The halo is measured with the engine; the
+    quality on simulated scans of test data that training has not seen, as 'evaluate' judges it.
+
+    Args:
+        run: output folder of 'fit'.
+        output: the model folder.
+        about: YAML file with what only people know: name, version, licence, limits, and data, entries with stores
+            (a name or a pattern such as phantom*), name and licence.
+        ct: CT volume to judge the model on; or, and also
+        phantom: seeds of procedural chests to judge it on.
+        slices: of each, as in 'evaluate'.
+        samples: that the model draws by default.
+        temperature: of the samples by default; 'calibrate' finds it.
+        cache: folder of simulated scans and results, beside the model folder where left out.
+        device: auto, cpu, cuda or mps.
+    """
+    method, data = settings.load(_of(run, settings.CONFIG))
+    record = json.loads(_of(run, RECORD).read_text(encoding="utf-8"))
+    told = About.load(about)
+    stores = [Path(entry["path"]) for entry in record["stores"]]
+    _refuse_training_data(record, ct, phantom)
+    output = check_output_folder(output)
+    try:
+        weights = load_file(_of(run, NETWORK))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"'{run / NETWORK}' cannot be read: {error}.") from error
+    facts = {
+        "name": told.name,
+        "version": told.version,
+        **data_facts(stores, data),
+        "default_samples": samples,
+        "default_temperature": temperature,
+        "deviation_factor": 1.0,
+        "halo": HALOS[-1],
+        "training": {
+            "data": told.training_data(stores),
+            "patients": sum(not str(entry.get("source", "")).startswith("phantom") for entry in record["stores"]),
+            "simulated": _simulated(record),
+            "schedule": _schedule(method, data.size, record),
+            "validation": ", ".join(entry["name"] for entry in record["validation"]) or "none",
+            "limits": told.limits,
+        },
+        "quality": [],
+        "licence": told.licence,
     }
+    write_model(weights, method, facts, output)
+    facts["halo"] = measured_halo(output, device)
+    write_model(weights, method, facts, output)
+    folder = cache or output.with_name(f"{output.name}-evaluation")
+    for number, test in enumerate(filter(None, ({"ct": ct}, phantom and {"phantom": phantom}))):
+        if None in test.values():
+            continue
+        results = evaluate(
+            folder / f"results{number}", slices=slices, model=str(output), samples=samples, device=device,
+            cache=folder / "simulated", figures=False, **test,
+        )  # fmt: skip
+        facts["quality"] += quality(results)
+    write_model(weights, method, facts, output)
+    say(f"{output}: {told.name} {told.version}, halo {facts['halo']} pixels, {len(facts['quality'])} measured entries")
 
 
 def write_model(weights: dict[str, Tensor], method: Training, facts: dict, folder: str | Path) -> Path:
     """Write a model folder and check that it loads.
 
-    ``facts`` are the card's entries that training does not know: name, version, licence, ``training``, ``quality``,
-    ``noise_at_full_dose``, ``halo``, ranges. Subnetworks are stored in half precision where they run in it anyway;
-    what inverts stays float32. Raises InputError where the card would not be valid.
+    ``facts`` are the card's entries that the method's settings do not say. Subnetworks are stored in half precision
+    where they run in it anyway; what inverts stays float32. Raises InputError where the card would not be valid,
+    CannotRunError where it cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     content = save({name: _stored(name, value) for name, value in weights.items()})
-    card = {
-        **method.card(),
-        "notice": "Research use, not a medical device.",
-        **facts,
-        "weights_sha256": hashlib.sha256(content).hexdigest(),
-    }
+    card = {**method.card(), "notice": NOTICE, **facts, "weights_sha256": hashlib.sha256(content).hexdigest()}
     problem = card_problem(card)
     if problem:
         raise InputError(f"The card is not complete: {problem}")
-    (folder / WEIGHTS).write_bytes(content)
-    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    CTFlowMethod(load_model(folder), torch.device("cpu"), torch.float32)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WEIGHTS).write_bytes(content)
+        (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CannotRunError(f"The model folder '{folder}' cannot be written: {error.strerror}.") from error
+    model = load_model(folder)
+    method_named(model.method)(model, torch.device("cpu"), torch.float32)
     return folder
+
+
+def quality(results: dict) -> list[dict]:
+    """A card's ``quality`` from the ``results`` of an evaluation: an entry for each mapping."""
+    data = results["data"]
+    entries = []
+    for pair in results["pairs"]:
+        mapping = f"{pair['source']} {pair['dose']:g} % to {pair['target']} {pair['target_dose']:g} %"
+        rmse = {name.replace("-", "_"): round(of["value"], 2) for name, of in pair["rmse"]["clean"].items()}
+        best = rmse.pop("mean") if "mean" in rmse else rmse.pop("encoder")
+        entries.append(
+            {
+                "data": f"{data['name']}, {len(data['slices'])} slices, simulated scans",
+                "measure": f"RMSE in HU inside the body against the noise-free target, {mapping}",
+                "value": best,
+                **{_COLUMNS.get(name, name): value for name, value in rmse.items()},
+            }
+        )
+    return entries
+
+
+_COLUMNS = {"input": "untouched", "sample": "one_sample"}
+
+
+def measured_halo(folder: Path, device: str = "auto") -> int:
+    """Smallest of :data:`HALOS` with which tiles of 128 pixels agree with a whole slice of a phantom, in float32, to
+    :data:`LARGEST_DIFFERENCE` and :data:`RMS_DIFFERENCE`. Raises CannotRunError where none does."""
+    phantom, card = ChestPhantom(0), json.loads((folder / CARD).read_text(encoding="utf-8"))
+    low, high = card["pixel_spacing"]
+    spacing = float(np.clip(phantom.pixel * 2, low, high))
+    hu = phantom.slice(120.0, 2.0)[::2, ::2]
+    side = min(384, 8 * (len(hu) // 8))
+    first = (len(hu) - side) // 2
+    hu = hu[first : first + side, first : first + side] + np.random.default_rng(0).normal(0.0, 25.0, (side, side))
+    volume = Volume(hu[None].astype(np.float32), (spacing, spacing, 2.0))
+    with tempfile.TemporaryDirectory() as trial:
+        for halo in HALOS:
+            shutil.copy(folder / WEIGHTS, trial)
+            Path(trial, CARD).write_text(json.dumps({**card, "halo": halo}), encoding="utf-8")
+            whole = Request(
+                kernel=float(np.mean(card["target"]["f50"])), dose=100.0, method=card["method"], model=trial,
+                source_kernel=float(np.mean(card["source"]["f50"])), samples=2, device=device, precision="float32",
+            )  # fmt: skip
+            (difference,) = compared(volume, whole, [("tiles", replace(whole, tile=128))])
+            largest, rms = max(difference.largest.values()), max(difference.rms.values())
+            say(f"halo {halo}: tiles differ by {largest:.2f} HU at most, {rms:.4f} HU RMS")
+            if largest <= LARGEST_DIFFERENCE and rms <= RMS_DIFFERENCE:
+                return halo
+    raise CannotRunError(f"No halo up to {HALOS[-1]} pixels makes tiles agree with whole slices.")
+
+
+def _of(run: Path, name: str) -> Path:
+    if not (run / name).is_file():
+        raise InputError(f"'{run}' has no {name}: give the output folder of a finished 'ctharmonize-train fit'.")
+    return run / name
+
+
+def _refuse_training_data(record: dict, ct: Path | None, phantom: Sequence[int] | None) -> None:
+    if ct is None and not phantom:
+        raise InputError("Give test data, a CT volume or seeds of phantoms: a card states measured quality.")
+    seen = {str(entry.get("source")) for entry in record["stores"]}
+    tests = ([ct.name] if ct else []) + [f"phantom {seed}" for seed in phantom or ()]
+    for test in tests:
+        if test in seen or test.replace("phantom ", "phantom:") in seen:
+            raise InputError(f"'{test}' was trained on: judge the model on other data.")
+
+
+def _simulated(record: dict) -> str:
+    if any("patient" in entry for entry in record["stores"]):
+        return "No: measured pairs."
+    return (
+        "Pairs rendered from scenes of parallel-beam scans with Poisson and electronic noise; kernels, doses, pixel "
+        "sizes and places drawn continuously."
+    )
+
+
+def _schedule(method: Training, size: int, record: dict) -> str:
+    stages = [
+        f"{name}: {stage.iterations} iterations of {stage.batch} crops of {size} x {size}, Adam {stage.learning_rate:g}"
+        for name, stage in method.stages().items()
+    ]
+    start = f"; started from {record['initial']}" if record["initial"] else ""
+    return f"{'; '.join(stages)}{start}; {record['device']}"
 
 
 def _stored(name: str, value: Tensor) -> Tensor:
     convolution = value.ndim == 4 and name.startswith("encoder.")
     return (value.half() if convolution else value).contiguous()
-
-
-def reachable_f50(pixel_range: tuple[float, float]) -> list[float]:
-    """f50 (lp/cm) that training's kernels cover on its pixel sizes."""
-    return [2.3, round(0.8 * nyquist(pixel_range[0]), 2)]

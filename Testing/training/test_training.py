@@ -23,7 +23,8 @@ from CTHarmonizeTraining.simulation.scan import SCENE_PIXEL, SCENE_ROWS, Scene
 from CTHarmonizeTraining.simulation.scenes import SceneStore
 from CTHarmonizeTraining.training.base import StageConfig
 from CTHarmonizeTraining.training.ctflow import CTFlowTraining, FlowStage
-from CTHarmonizeTraining.training.export import noise_table, write_model
+from CTHarmonizeTraining.training.export import write_model
+from CTHarmonizeTraining.training.facts import noise_table
 
 TINY = CTFlowConfig(
     encoder_blocks=1, encoder_channels=8, encoder_growth=4, encoder_taps=(1,), encoder_stride=2, planes=2,
@@ -190,7 +191,7 @@ def test_export_makes_a_model_folder_that_runs_the_same_network(store: Path, tmp
     facts = dict(
         name="tiny", version="1", pixel_spacing=[0.45, 1.0], slice_thickness=[1, 3],
         source={"f50": [2.3, 9], "noise": [1, 200]}, target={"f50": [2.3, 9], "dose": [10, 100], "thickness": None},
-        noise_at_full_dose=noise_table([store], "disk"), default_samples=4, default_temperature=0.8,
+        noise_at_full_dose=noise_table([SceneSampler(store)]), default_samples=4, default_temperature=0.8,
         deviation_factor=1.0, halo=32, training={"data": [], "patients": 0, "simulated": "disk"}, quality=[],
         licence="Apache-2.0",
     )  # fmt: skip
