@@ -29,12 +29,13 @@ LOWEST_HU = -1024.0
 class MeasuredPairs(Dataset):
     """Endless pairs of measured crops; item ``i`` is always the same for the same seed and stores.
 
-    An item has ``planes`` (p, size, size) and ``target`` (1, size, size) in HU, ``acquisition``, the conditions, and
+    An item has ``planes`` (p, size, size) and ``target`` (1, size, size) in HU, or of ``depth`` neighbouring slices, if
+    more than one, (p, depth, size, size) and (1, depth, size, size); ``acquisition``, the conditions, and
     ``draw``, as :class:`~CTHarmonizeTraining.data.pairs.PairDataset` has. It has no ``clean``: nobody knows a patient
     without noise, so the configuration's ``truth`` is ``target``. Source and target are two reconstructions of one set;
     ``series`` (source, target), patterns such as ``("low*", "full*")``, limits them by name. ``full_dose_share`` of
     the pairs have a target at the set's full dose and a source at less, the others any dose. ``weights`` says by name
-    how often a store is drawn; the others count the slices in which a crop lies in the body.
+    how often a store is drawn; the others count the slices at which a crop that lies in the body begins.
     """
 
     def __init__(
@@ -47,23 +48,26 @@ class MeasuredPairs(Dataset):
         weights: Mapping[str, float] | None = None,
         series: tuple[str, str] = ("*", "*"),
         full_dose_share: float = 0.6,
+        depth: int = 1,
     ) -> None:
+        if depth < 1:
+            raise InputError(f"A crop needs a slice or more, not {depth}.")
         self.length, self.size, self.planes, self.seed = length, size, planes, seed
-        self.full_dose_share = full_dose_share
+        self.full_dose_share, self.depth = full_dose_share, depth
         self.sources: list[_Source] = []
         share: list[float] = []
         opened = [PatientStore(path) for path in stores]
         given = weights_of([store.path for store in opened], weights)
         for store in opened:
-            sources = [source for entry in store.sets if (source := _Source(entry, size, series)).usable]
+            sources = [source for entry in store.sets if (source := _Source(entry, size, depth, series)).usable]
             counts = np.array([len(source.slices) for source in sources], dtype=float)
             weight = given.get(store.path.stem)
             share.extend(counts if weight is None else weight * counts / max(counts.sum(), 1.0))
             self.sources.extend(sources)
         if not sum(share):
             raise InputError(
-                f"No pair of '{series[0]}' and '{series[1]}' with a crop of {size} pixels inside the body was found "
-                f"in {len(opened)} stores."
+                f"No pair of '{series[0]}' and '{series[1]}' with a crop of {depth} x {size} x {size} voxels inside "
+                f"the body was found in {len(opened)} stores."
             )
         self.share = np.array(share) / sum(share)
 
@@ -77,7 +81,9 @@ class MeasuredPairs(Dataset):
         source, target = pairs[rng.integers(len(pairs))]
         number, row, column = drawn.place(rng)
         size, margin = self.size, FILTER_MARGIN
-        window = (number, slice(row - margin, row + size + margin), slice(column - margin, column + size + margin))
+        inside = slice(row - margin, row + size + margin), slice(column - margin, column + size + margin)
+        window = slice(number, number + self.depth), *inside
+        # (depth, rows, columns), HU
         seen, wanted = (
             torch.from_numpy(np.maximum(drawn.set.hu[(which, *window)], LOWEST_HU).astype(np.float32))
             for which in (source, target)
@@ -85,18 +91,22 @@ class MeasuredPairs(Dataset):
         told = [drawn.set.reconstructions[which].acquisition for which in (source, target)]
         inner = (..., slice(margin, -margin), slice(margin, -margin))
         turned = turner(rng)
+        planes, target = source_planes(seen, *told, self.planes).transpose(0, 1), wanted[None]
+        if self.depth == 1:
+            planes, target = planes[:, 0], target[:, 0]
         return {
-            "planes": turned(source_planes(seen[None], *told, self.planes)[0][inner]),
-            "target": turned(wanted[None][inner]),
+            "planes": turned(planes[inner]),
+            "target": turned(target[inner]),
             "acquisition": torch.tensor(acquisition_vector(*told)),
             "draw": item_key(self.seed, index),
         }
 
 
 class _Source:
-    """A matched set, the (source, target) pairs that may be drawn from it, and its ``slices`` with room for a crop."""
+    """A matched set, the (source, target) pairs that may be drawn from it, and its ``slices`` at which there is
+    room for a crop."""
 
-    def __init__(self, entry: MatchedSet, size: int, series: tuple[str, str]) -> None:
+    def __init__(self, entry: MatchedSet, size: int, depth: int, series: tuple[str, str]) -> None:
         self.set = entry
         names = [reconstruction.name for reconstruction in entry.reconstructions]
         dose = np.array([reconstruction.dose for reconstruction in entry.reconstructions])
@@ -108,12 +118,12 @@ class _Source:
         ]
         full = dose >= FULL_DOSE * dose.max()
         self.upward = [pair for pair in self.pairs if full[pair[1]] and not full[pair[0]]] or self.pairs
-        self.windows = entry.body_windows(size, BODY_SHARE, FILTER_MARGIN)
+        self.windows = entry.body_windows(size, BODY_SHARE, FILTER_MARGIN, depth)
         self.slices = np.flatnonzero(self.windows.any((1, 2)))
         self.usable = bool(self.pairs) and len(self.slices) > 0
 
     def place(self, rng: np.random.Generator) -> tuple[int, int, int]:
-        """Slice, and first row and column of a crop, in pixels."""
+        """First slice, row and column of a crop."""
         number = int(rng.choice(self.slices))
         rows, columns = np.nonzero(self.windows[number])
         at = rng.integers(len(rows))

@@ -62,8 +62,9 @@ class MatchedSet:
         """Reconstruction ``index`` as a volume, in its place."""
         return Volume(self.hu[index], self.spacing, self.origin, self.direction)
 
-    def body_windows(self, size: int, share: float, margin: int = 0) -> np.ndarray:
-        """Where a crop of ``size`` pixels a side lies in the body: (slice, row block, column block), bool.
+    def body_windows(self, size: int, share: float, margin: int = 0, depth: int = 1) -> np.ndarray:
+        """Where a crop of ``depth`` slices and ``size`` pixels a side lies in the body: (first slice, row block,
+        column block), bool.
 
         True where the crop that starts at that block holds at least ``share`` of body and leaves ``margin`` pixels of
         the slice on all sides. Raises InputError for a size that is not a multiple of :data:`BLOCK`.
@@ -72,14 +73,15 @@ class MatchedSet:
             raise InputError(f"Crops of {size} pixels cannot be cut: give a multiple of {BLOCK}.")
         side, edge = size // BLOCK, -(-margin // BLOCK)
         slices, rows, columns = self.body.shape
-        places = np.zeros(self.body.shape, bool)
+        places = np.zeros((max(0, slices - depth + 1), rows, columns), bool)
         last_row, last_column = rows - side - edge + 1, columns - side - edge + 1
-        if last_row <= edge or last_column <= edge:
+        if not len(places) or last_row <= edge or last_column <= edge:
             return places
-        total = np.zeros((slices, rows + 1, columns + 1), np.int32)
-        total[:, 1:, 1:] = self.body.astype(np.int32).cumsum(1).cumsum(2)
+        total = np.zeros((slices + 1, rows + 1, columns + 1), np.int64)
+        total[1:, 1:, 1:] = self.body.cumsum(0, dtype=np.int64).cumsum(1).cumsum(2)
+        total = total[depth:] - total[:-depth]
         held = total[:, side:, side:] - total[:, :-side, side:] - total[:, side:, :-side] + total[:, :-side, :-side]
-        inside = held >= share * size * size
+        inside = held >= share * depth * size * size
         places[:, edge:last_row, edge:last_column] = inside[:, edge:last_row, edge:last_column]
         return places
 

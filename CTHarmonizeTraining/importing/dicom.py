@@ -151,6 +151,8 @@ def _write(patient: str, entries: Sequence[_Found], layout: str, same_study: boo
     if not sets:
         raise InputError(" ".join(notes) or "it holds no series.")
     described = [([_described(member) for member in members], [m.volume for m in members]) for members in sets]
+    entries = [entry for reconstructions, _ in described for entry in reconstructions]
+    notes.extend(f"'{entry.name}': {warning}" for entry in entries for warning in entry.facts["warnings"])
     PatientStore.write(path, patient, layout, described)
     return notes
 

@@ -11,8 +11,9 @@ from CTHarmonizeLib.ct.acquisition import Acquisition, NoiseTable, parse_kernel
 from CTHarmonizeLib.ct.mtf import nyquist
 from CTHarmonizeLib.methods.ctflow import acquisitions_of
 from CTHarmonizeTraining.data.measured import FULL_DOSE, MeasuredPairs
-from CTHarmonizeTraining.data.pairs import PairDataset, SceneSampler
+from CTHarmonizeTraining.data.pairs import PairDataset
 from CTHarmonizeTraining.data.patient import PatientStore, Reconstruction
+from CTHarmonizeTraining.data.scenes import SceneSampler
 from CTHarmonizeTraining.training.settings import DataConfig
 
 TABLE_F50 = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
@@ -54,7 +55,7 @@ def noise_table(samplers: Sequence[SceneSampler], pixel_spacing: float = 0.5) ->
     """A card's ``noise_at_full_dose``: the median over the usable scenes of the phantoms among ``samplers`` (of all
     where there is none) of the deviation in HU that each kernel shows in water-like tissue at 100 % dose and
     :data:`FULL_DOSE_PHOTONS`."""
-    phantoms = [sampler for sampler in samplers if sampler.phantom] or samplers
+    phantoms = [sampler for sampler in samplers if sampler.noiseless] or samplers
     sigma = []
     for f50 in TABLE_F50:
         mtf = parse_kernel(f50, pixel_spacing)
@@ -65,7 +66,7 @@ def noise_table(samplers: Sequence[SceneSampler], pixel_spacing: float = 0.5) ->
             for scene in sampler.usable
         ]
         sigma.append(round(float(np.median(levels)), 1))
-    kind = "simulated chest" if phantoms[0].phantom else "projected scan"
+    kind = "simulated chest" if phantoms[0].noiseless else "projected scan"
     return {
         "phantom": f"median of {len(phantoms)} {kind}{'s' if len(phantoms) > 1 else ''}, parallel beam, "
         f"{FULL_DOSE_PHOTONS:.2g} photons per 0.75 mm of detector".replace("e+0", "e"),

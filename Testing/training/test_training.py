@@ -16,8 +16,9 @@ from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.ctflow import CONDITIONS, CTFlowMethod
 from CTHarmonizeLib.models import load_model
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig
-from CTHarmonizeTraining.data.pairs import PairDataset, SceneSampler
+from CTHarmonizeTraining.data.pairs import PairDataset
 from CTHarmonizeTraining.data.render import PixelGrid, Sampler, crop_window, seen_through
+from CTHarmonizeTraining.data.scenes import SceneSampler
 from CTHarmonizeTraining.simulation.projector import wide_band_mtf
 from CTHarmonizeTraining.simulation.scan import SCENE_PIXEL, SCENE_ROWS, Scene
 from CTHarmonizeTraining.simulation.scenes import SceneStore
