@@ -219,7 +219,12 @@ def _models(options: argparse.Namespace) -> None:
 
 def _reach(card: dict) -> str:
     (low, high), (least, most) = card["target"]["f50"], card["target"]["dose"]
-    return f"kernels with f50 {low:g} to {high:g} lp/cm, doses {least:g} to {most:g} %."
+    reach = f"kernels with f50 {low:g} to {high:g} lp/cm, doses {least:g} to {most:g} %."
+    if "calibration" not in card:
+        return reach
+    widest = max(card["calibration"]["coverage"], key=lambda entry: entry["nominal"])
+    covered = f"{100 * widest['nominal']:.0f} % intervals held {100 * widest['after']['value']:.0f} % of the targets."
+    return f"{reach} Deviation calibrated: {covered}"
 
 
 class _ProgressLine:

@@ -47,7 +47,7 @@ def calibrate(
     crops: int = 64,
     size: int = 96,
     samples: int = 64,
-    temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0, 1.1),
+    temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1),
     mapping: tuple[str, str] | None = None,
     seed: int = 0,
     device: str = "auto",

@@ -38,7 +38,7 @@ def _temperature(axes, results: dict) -> None:
     axes.plot(temperature[best], value[best], "o", markersize=12, markerfacecolor="none", color=_TRUE)
     axes.set_title(f"Temperature: {temperature[best]:g} chosen")
     axes.set_xlabel("temperature")
-    axes.set_ylabel(f"CRPS above the lowest, {lowest:.2f} HU")
+    axes.set_ylabel(f"CRPS, HU above the lowest ({lowest:.2f})")
 
 
 def _reliability(axes, results: dict) -> None:

@@ -53,6 +53,20 @@ CARD = {
     "notice": "Research use, not a medical device.",
 }
 
+_SHARE = {"value": 0.51, "low": 0.4, "high": 0.6}
+CALIBRATION = {
+    "stores": ["chest"],
+    "crops": 64,
+    "pixels": 200000,
+    "samples": 64,
+    "ensemble": 16,
+    "seed": 0,
+    "temperatures": [{"temperature": 0.9, "crps": _SHARE, "above_lowest": _SHARE}],
+    "coverage": [{"nominal": 0.5, "samples": _SHARE, "before": _SHARE, "after": _SHARE}],
+    "factor_interval": [1.1, 1.2],
+}
+"""What calibration adds to a card."""
+
 
 def make_model_folder(folder: Path, **changes) -> Path:
     """An untrained CTFlow of the smallest size in ``folder``; ``changes`` replace entries of the card."""

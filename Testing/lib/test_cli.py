@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from model_folder import make_model_folder
+from model_folder import CALIBRATION, make_model_folder
 from stochastic_method import chest
 
 import CTHarmonizeLib
@@ -102,6 +102,16 @@ def test_region_of_interest_lies_in_its_place(shared, scan, tmp_path):
 
 
 ROI = "16:80,40:96,1:3"
+
+
+def test_the_cards_factor_multiplies_the_deviation_and_nothing_else(shared, scan, tmp_path):
+    model = make_model_folder(tmp_path / "calibrated", deviation_factor=1.5)
+    options = dict(dose=50.0, device="cpu", precision="float32", samples=2, roi=ROI)
+    before, after = (harmonize(scan, "medium", model=folder, **options) for folder in (shared / "model", model))
+    assert before.standard_deviation.hu.max() > 0
+    np.testing.assert_allclose(after.standard_deviation.hu, 1.5 * before.standard_deviation.hu, rtol=1e-5)
+    np.testing.assert_array_equal(after.mean.hu, before.mean.hu)
+    assert after.report["deviation_factor"] == 1.5
 
 
 def test_statistics_leave_padding_out():
@@ -261,6 +271,18 @@ def test_models(shared, capsys, monkeypatch):
     assert {"ctflow", "mtf-filter"} <= {method["name"] for method in listed["methods"]}
     assert "Test model" in [model["card"]["name"] for model in listed["models"]]
     assert listed["unusable"] == []
+
+
+def test_models_tells_whether_the_deviation_is_calibrated(tmp_path, capsys, monkeypatch):
+    make_model_folder(tmp_path / "plain", name="Plain")
+    make_model_folder(tmp_path / "calibrated", name="Calibrated", calibration=CALIBRATION)
+    monkeypatch.setenv("CTHARMONIZE_MODELS", str(tmp_path))
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    plain, calibrated = (
+        next(line for line in lines if f"  {name} 1" in line) for name in ("Plain", "Calibrated")
+    )
+    assert "alibrated" not in plain and "Deviation calibrated: 50 % intervals held 51 % of the targets." in calibrated
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

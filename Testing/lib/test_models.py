@@ -9,7 +9,7 @@ import os
 import sys
 
 import pytest
-from model_folder import CARD, make_model_folder
+from model_folder import CALIBRATION, CARD, make_model_folder
 
 from CTHarmonizeLib import installedModels
 from CTHarmonizeLib.errors import InputError
@@ -99,6 +99,13 @@ def test_network_that_does_not_fit_its_weights(folder):
 
 
 BAD_CARDS = [
+    ({"calibration": {**CALIBRATION, "crops": 0}}, "'calibration.crops' is too small"),
+    ({"calibration": {**CALIBRATION, "surprise": 1}}, "'calibration.surprise' is unknown"),
+    ({"calibration": {key: CALIBRATION[key] for key in CALIBRATION if key != "coverage"}}, "coverage' is missing"),
+    (
+        {"calibration": {**CALIBRATION, "temperatures": [{"temperature": 0.9, "crps": 3.0}]}},
+        r"'calibration.temperatures\[0\].crps' must be an object",
+    ),
     ({"halo": 1.5}, "'halo' must be a whole number"),
     ({"halo": True}, "'halo' must be a whole number"),
     ({"halo": -1}, "'halo' is too small"),
@@ -144,7 +151,8 @@ def test_own_checks_agree_with_jsonschema():
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(card_schema())
     validator = jsonschema.Draft202012Validator(card_schema())
-    assert validator.is_valid(WHOLE_CARD) and card_problem(WHOLE_CARD) is None
+    for card in (WHOLE_CARD, {**WHOLE_CARD, "calibration": CALIBRATION}):
+        assert validator.is_valid(card) and card_problem(card) is None
     for changes, _ in BAD_CARDS:
         assert not validator.is_valid({**copy.deepcopy(WHOLE_CARD), **changes}), changes
 

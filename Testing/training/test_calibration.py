@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,14 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from scipy.stats import norm
+from test_import import PIXEL, phantom
 from test_training import store as store  # a fixture
 
+from CTHarmonizeLib import engine
 from CTHarmonizeLib.ct.acquisition import Acquisition
+from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.ctflow import CTFlowMethod, acquisition_vector, acquisitions_of
 from CTHarmonizeLib.models import load_model
 from CTHarmonizeTraining.cli import main
+from CTHarmonizeTraining.data.patient import PatientStore, Reconstruction
 from CTHarmonizeTraining.evaluation import calibration, reliability
 from CTHarmonizeTraining.evaluation.calibration import calibrate
 from CTHarmonizeTraining.evaluation.ensembles import Pairs, Sampler
@@ -49,10 +55,11 @@ def shares(crops, factor: float = 1.0, of: str = "after") -> list[float]:
 def test_crps_of_normal_samples_is_the_closed_form_whatever_their_number(samples: int) -> None:
     random = np.random.default_rng(0)
     truth, mean, sigma = 1.5, 0.4, 2.0
-    drawn = random.normal(mean, sigma, (samples, 400_000))
+    pixels = 2_000_000 // samples
+    drawn = random.normal(mean, sigma, (samples, pixels))
     z = (truth - mean) / sigma
     closed = sigma * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
-    assert reliability.crps(drawn, np.full(400_000, truth)).mean() == pytest.approx(closed, abs=0.01)
+    assert reliability.crps(drawn, np.full(pixels, truth)).mean() == pytest.approx(closed, abs=0.01)
 
 
 def test_crps_is_the_double_sum() -> None:
@@ -139,6 +146,27 @@ def test_the_parabola_says_where_between_the_temperatures() -> None:
     assert [entry["above_lowest"].value for entry in curve_of(3.0, 2.0, 2.5)] == [1.0, 0.0, 0.5]
 
 
+def test_measured_pairs_are_limited_by_name_and_stores_taken_in_turn(store: Path, tmp_path: Path) -> None:
+    entries = [
+        Reconstruction(name, Acquisition(2.0, 3.0, 1.0, noise, PIXEL, 2.0), dose, {})
+        for name, noise, dose in (("low", 20.0, 25.0), ("full", 10.0, 100.0))
+    ]
+    volumes = [Volume(phantom(3, entry.acquisition.noise), (PIXEL, PIXEL, 2.0)) for entry in entries]
+    PatientStore.write(tmp_path / "anna.zarr", "anna", "folders", [(entries, volumes)])
+    pairs = list(Pairs([tmp_path / "anna.zarr"], 3, 40, 0, (1.0, 1.0), ("low*", "full*")))
+    assert [(pair.store, round(pair.acquisitions[0].noise), round(pair.acquisitions[1].noise)) for pair in pairs] == [
+        ("anna", 20, 10)
+    ] * 3
+    assert (pairs[0].source != pairs[0].target).any() and pairs[0].mask.shape == (8, 8)
+    mixed = list(Pairs([tmp_path / "anna.zarr", store], 40, 48, 0, (0.5, 0.5)))
+    assert {pair.store for pair in mixed if pair.number % 2 == 0} == {"anna"}
+    assert {pair.store for pair in mixed if pair.number % 2} == {"scenes"}
+    assert [pair.number for pair in mixed] == sorted({pair.number for pair in mixed})
+    inner = [(pair.target[16:-16, 16:-16], pair.mask) for pair in mixed if pair.store == "scenes"]
+    inside, outside = (np.concatenate([hu[mask == here] for hu, mask in inner]) for here in (True, False))
+    assert len(outside) > 100 and outside.mean() < -950 < 0 < np.median(inside)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return make_model_folder(tmp_path_factory.mktemp("model") / "tiny", anchor_mm=8.0)
@@ -146,9 +174,6 @@ def model(tmp_path_factory) -> Path:
 
 def test_the_sampler_draws_what_the_engine_draws(model: Path, store: Path) -> None:
     """Mean and deviation of a pair, by the sampler and by the engine at the pair's slice and acquisitions."""
-    from CTHarmonizeLib import engine
-    from CTHarmonizeLib.ct.volume import Volume
-
     method = CTFlowMethod(load_model(model), torch.device("cpu"), torch.float32)
     pair = next(iter(Pairs([store], 4, 64, 3, (0.6, 0.8))))
     crop = Sampler(method, 64, 7).crop(pair, 0.8, 39, 4)
@@ -190,8 +215,6 @@ def test_the_command_makes_a_calibrated_model(model: Path, store: Path, tmp_path
 
 
 def test_what_cannot_be_calibrated_is_refused_in_a_sentence(model: Path, store: Path, tmp_path: Path) -> None:
-    other = make_model_folder(tmp_path / "other", network={**load_model(model).card["network"]})
-    weights = (other / "weights.safetensors").read_bytes()
     with pytest.raises(InputError, match="the model itself"):
         run(model, store, model / ".." / model.name)
     for changes, reason in (
@@ -208,8 +231,14 @@ def test_what_cannot_be_calibrated_is_refused_in_a_sentence(model: Path, store: 
         with pytest.raises(InputError, match=reason):
             run(make_model_folder(tmp_path / reason, **changes), store, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_another_model_is_not_overwritten(model: Path, store: Path, tmp_path: Path) -> None:
+    other = make_model_folder(tmp_path / "other")
+    weights = save({name: 2.0 * value for name, value in load_model(other).weights().items()})
     card = json.loads((other / "card.json").read_text())
-    (other / "card.json").write_text(json.dumps({**card, "weights_sha256": "0" * 64}))
-    with pytest.raises(InputError):
+    (other / "weights.safetensors").write_bytes(weights)
+    (other / "card.json").write_text(json.dumps({**card, "weights_sha256": hashlib.sha256(weights).hexdigest()}))
+    with pytest.raises(InputError, match="another model"):
         run(model, store, other)
     assert (other / "weights.safetensors").read_bytes() == weights
