@@ -20,6 +20,7 @@ CYLINDER_MM = 200.0
 
 _WIRE, _WIRE_SIGMA, _WIRE_FIELD = (7.03, -4.06), 0.2, 48.0
 _CYLINDER_FIELD, _CYLINDER_PIXEL, _NPS_PIXEL, _NPS_SIDE = 240.0, 0.5, 0.4, 80
+_EDGE_SIGMA = 0.6
 _WATER = Grid(40, 40, 1.0)
 _AIR = Grid(12, 12, 1.0, (0.0, CYLINDER_MM / 2 + 10.0))
 
@@ -72,8 +73,9 @@ class WaterCylinder:
     def __init__(self, scanner: Scanner, seed: int = 0, device: torch.device | str = "cpu") -> None:
         count = round(_CYLINDER_FIELD / _CYLINDER_PIXEL)
         x, y = Grid(count, count, _CYLINDER_PIXEL).axes()
-        inside = (CYLINDER_MM / 2 - torch.hypot(x, y[:, None])) / _CYLINDER_PIXEL + 0.5
-        hu = (inside.clamp(0, 1).float()[None] * 1000.0 - 1000.0).to(device)
+        # a soft edge: a hard one would ring on its pixels' grid under kernels that reach beyond what that can show
+        inside = torch.special.ndtr((CYLINDER_MM / 2 - torch.hypot(x, y[:, None])) / _EDGE_SIGMA)
+        hu = (inside.float()[None] * 1000.0 - 1000.0).to(device)
         self.scanner = _covering(scanner, _CYLINDER_FIELD)
         self.clean = self.scanner.project(hu, _CYLINDER_PIXEL)
         self.generator = seeded_generator(device, seed)

@@ -167,7 +167,7 @@ def _curves(sides: Mapping[str, Side], measured: Mapping[str, Measured]):
     left.set(xlabel="lp/cm", ylabel="modulation", ylim=(0, None), xlim=(0, edge))
     right.set(xlabel="lp/cm", ylabel="noise power, HU² mm²", ylim=(0, None), xlim=(0, edge))
     for axes in (left, right):
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right")
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

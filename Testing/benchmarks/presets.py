@@ -59,8 +59,12 @@ def main() -> None:
         noise = float(cylinder.noise(mtf, [given.dose], given.draws)[0][0])
         theory = float(cylinder.expected_noise(mtf, [given.dose])[0])
         pairs = ((mtf.f50, curve.f50(), 2), (mtf.peak, max(1.0, float(curve.measured.max())), 3), (theory, noise, 2))
-        cells = [f"{asked:.{d}f} | {got:.{d}f} | {100 * (got / asked - 1):+.1f} %" for asked, got, d in pairs]
+        cells = [f"{asked:.{d}f} | {got:.{d}f} | {_percent(got / asked)}" for asked, got, d in pairs]
         print(f"| {text} | {' | '.join(cells)} |", flush=True)
+
+
+def _percent(ratio: float) -> str:
+    return f"{round(100 * (ratio - 1), 1) + 0.0:+.1f} %"  # + 0.0: no minus before a zero
 
 
 if __name__ == "__main__":

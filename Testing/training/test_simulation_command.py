@@ -260,6 +260,41 @@ def test_a_stated_nodule_lies_where_it_is_seen(monkeypatch, tmp_path):
     assert k == 0 and volume.hu[0, j - 2 : j + 3, i - 2 : i + 3].mean() == pytest.approx(900.0, abs=60.0)
 
 
+def test_dicom_and_nifti_give_what_nrrd_gives(ct, pair, tmp_path):
+    image = SimpleITK.ReadImage(str(ct))
+    SimpleITK.WriteImage(image, str(tmp_path / "ct.nii.gz"))
+    (tmp_path / "dicom").mkdir()
+    writer, series = SimpleITK.ImageFileWriter(), "1.2.826.0.1.3680043.8.498.1"
+    writer.KeepOriginalImageUIDOn()
+    direction = image.GetDirection()
+    for k in range(image.GetDepth()):
+        one = image[:, :, k]
+        place = image.TransformIndexToPhysicalPoint((0, 0, k))
+        for tag, value in {
+            "0008|0060": "CT",
+            "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+            "0008|0018": f"{series}.{k + 1}",
+            "0020|000d": f"{series}.9",
+            "0020|000e": series,
+            "0018|0050": "2.5",
+            "0020|0013": str(k + 1),
+            "0020|0032": "\\".join(f"{value:.6f}" for value in place),
+            "0020|0037": "\\".join(f"{direction[i]:.6f}" for i in (0, 3, 6, 1, 4, 7)),
+        }.items():
+            one.SetMetaData(tag, value)
+        writer.SetFileName(str(tmp_path / "dicom" / f"{k}.dcm"))
+        writer.Execute(one)
+    given = dict(source_kernel="smooth", source_dose=5, target_kernel=3.5, slices="1:3", views=VIEWS, device="cpu")
+    for name in ("ct.nii.gz", "dicom"):
+        simulate(str(tmp_path / name), tmp_path / f"from {name}", **given)
+        np.testing.assert_array_equal(
+            values(tmp_path / f"from {name}")["target_noise_free"], values(pair)["target_noise_free"]
+        )
+        place = read_volume(tmp_path / f"from {name}" / "source.nrrd").ijk_to_ras()
+        np.testing.assert_allclose(place, read_volume(pair / "source.nrrd").ijk_to_ras(), atol=1e-3)
+
+
 def test_a_pair_becomes_a_store_for_training(ct, pair, tmp_path):
     run = ["simulate", str(ct), str(tmp_path / "disk.zarr"), "--source_kernel", "smooth", "--source_dose", "5"]
     run += ["--target_kernel", "3.5", "--slices", "1:3", "--views", str(VIEWS), "--device", "cpu"]
