@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from CTHarmonizeLib import engine
-from CTHarmonizeLib.ct.acquisition import Acquisition
+from CTHarmonizeLib.ct.acquisition import Acquisition, parse_kernel
+from CTHarmonizeLib.ct.measure import measure_noise
 from CTHarmonizeLib.ct.volume import Roi, Volume
 from CTHarmonizeLib.device import choose_device, choose_precision
 from CTHarmonizeLib.methods.base import Method
@@ -61,9 +62,16 @@ class Candidates:
         source_kernel: str,
         target_kernel: str,
         target_dose: float,
+        reference: np.ndarray | None = None,
         progress: Callable[[float], None] = lambda fraction: None,
     ) -> Harmonized:
-        """All columns for ``volume``. As a user would, it tells the kernel and leaves the noise to be measured."""
+        """All columns for ``volume``. As a user would, it tells the kernel and leaves the noise to be measured.
+
+        Of a ``reference`` (slices, rows, columns), HU at the target acquisition, the noise is measured too, and the
+        dose that the card gives for it is asked for: patients differ from the card's phantom at the same dose.
+        """
+        if reference is not None:
+            target_dose = self._dose_like(reference, volume.pixel_spacing, target_kernel, target_dose)
         to_kernel = Request(kernel=target_kernel, method="mtf-filter", source_kernel=source_kernel)
         filtered = plan(to_kernel, self.filter_choice, volume)
         request = replace(_towards(self.request, target_kernel, target_dose), source_kernel=source_kernel)
@@ -108,6 +116,14 @@ class Candidates:
         return Harmonized(
             images, deviation, settled.source, settled.target, settled.warnings, seconds, redrawn / max(drawn, 1)
         )
+
+    def _dose_like(self, reference: np.ndarray, spacing: float, kernel: str, otherwise: float) -> float:
+        """Dose in percent, within the model's reach, whose noise on the card is that of ``reference``."""
+        found = measure_noise(reference, spacing)
+        if found is None or self.choice.model is None:
+            return otherwise
+        low, high = self.choice.model.card["target"]["dose"]
+        return float(np.clip(self.choice.table.dose(parse_kernel(kernel, spacing).f50, found.sigma), low, high))
 
 
 def _towards(request: Request, kernel: str, dose: float) -> Request:

@@ -136,7 +136,7 @@ def _evaluated(
         except ValueError:
             pass  # cut short
     volume = scans.volume(scans.sources[source, dose])
-    result = candidates.harmonize(volume, source, target, scans.protocol.target_dose)
+    result = candidates.harmonize(volume, source, target, scans.protocol.target_dose, scans.targets[target])
     scores = score(scans, regions, result, source, dose, target, skin=scans.true.fine)
     if shown:
         from CTHarmonizeTraining.evaluation.figure import draw

@@ -25,7 +25,8 @@ def markdown(results: dict) -> str:
         f"{len(data['slices'])} slices of {data['thickness']:.3g} mm, {protocol['size']} x {protocol['size']} pixels "
         f"of {protocol['pixel_spacing']:g} mm, {protocol['views']} views, {protocol['photons']:.2g} photons at 100 %; "
         f"{results['samples']} samples at temperature {results['temperature']:g}, {results['precision']} on "
-        f"{results['device']}. Intervals: 95 %, bootstrap over the slices.",
+        f"{results['device']}. The target's kernel is told, and its noise as measured in it. Intervals: 95 %, "
+        "bootstrap over the slices.",
         "",
         "## RMSE in HU inside the body, noisy target",
         "",

@@ -7,16 +7,20 @@ of the configuration on the device that ``fit`` would take, after ten iterations
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "CTHarmonize"), str(ROOT)]
 
-from CTHarmonizeTraining.evaluation.invariance import processor
-from CTHarmonizeTraining.training import settings
-from CTHarmonizeTraining.training.curves import read_log
-from CTHarmonizeTraining.training.fit import fit
+import torch  # noqa: E402
+
+from CTHarmonizeTraining.evaluation.invariance import processor  # noqa: E402
+from CTHarmonizeTraining.training import settings  # noqa: E402
+from CTHarmonizeTraining.training.curves import read_log  # noqa: E402
+from CTHarmonizeTraining.training.fit import fit  # noqa: E402
 
 WARM_UP = 10
 """Iterations after which the training's log has its first times."""

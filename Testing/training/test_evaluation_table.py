@@ -120,6 +120,18 @@ def test_columns_are_the_engines_own(scans, model):
     assert found.target.f50 == pytest.approx(2.8)
 
 
+def test_the_targets_noise_is_told_as_measured_in_it(scans, model):
+    model = make_model_folder(model, pixel_spacing=[0.4, 1.5])
+    volume = scans.volume(scans.sources["sharp", 10.0])
+    rng = np.random.default_rng(0)
+    for sigma, told in ((12.0, 12.0), (1.0, 8.9), (300.0, 28.3)):  # the card's 100 and 10 % bound it
+        reference = rng.normal(40.0, sigma, volume.shape)
+        found = Candidates(Request(method="ctflow", model=str(model), samples=2)).harmonize(
+            volume, "sharp", "smooth", 100.0, reference
+        )
+        assert found.target.noise == pytest.approx(told, rel=0.06)
+
+
 def test_a_slice_is_encoded_once(scans, model, monkeypatch):
     subject = Candidates(Request(method="ctflow", model=str(model), samples=2))
     calls = []
