@@ -115,7 +115,7 @@ def test_a_store_that_cannot_be_written_is_measured_every_time(tmp_path: Path, m
 def test_workers_read_what_one_process_reads(tmp_path: Path, context: str) -> None:
     pairs = PairDataset([write_store(tmp_path / "scenes.zarr", 0.0)], 4, 32)
     expected = [pairs[index] for index in range(4)]
-    loader = DataLoader(pairs, None, num_workers=2, multiprocessing_context=context)
+    loader = DataLoader(pairs, None, num_workers=1, multiprocessing_context=context)
     assert all(same(one, other) for one, other in zip(expected, loader, strict=True))
 
 
