@@ -44,8 +44,8 @@ class SceneSampler:
     """Reads the scenes of one store crop by crop, and knows each slice's noise through any kernel: the simulated one
     (:meth:`noise_level`), and what a projected patient scan brought along (:meth:`own_noise`).
 
-    Images stay on the disk. Noise is measured once: :data:`MEASURED` in the store keeps it, as long as no scenes are
-    added and where the store can be written. Raises InputError for what holds no usable scenes.
+    Images stay on the disk. Noise is measured once: :data:`MEASURED` in the store keeps it, as long as its scenes stay
+    and where the store can be written. Raises InputError for what holds no usable scenes.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -76,10 +76,10 @@ class SceneSampler:
         return len(self.dose)
 
     def _kept(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Power and own noise as they were measured before, None where they were not or in fewer scenes."""
+        """Power and own noise as they were measured before, None where they were not, or in other scenes."""
         try:
             with np.load(self.path / MEASURED) as kept:
-                if int(kept["version"]) == MEASURED_VERSION and len(kept["own"]) == len(self):
+                if int(kept["version"]) == MEASURED_VERSION and np.array_equal(kept["dose"], self.dose):
                     return kept["power"], kept["own"]
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
             pass
@@ -89,7 +89,7 @@ class SceneSampler:
         """Both, kept in the store, whole or not at all: others may be reading it, or measuring too."""
         partial = self.path / f".{os.getpid()}-{MEASURED}"
         try:
-            np.savez(partial, power=power, own=own, version=MEASURED_VERSION)
+            np.savez(partial, power=power, own=own, dose=self.dose, version=MEASURED_VERSION)
             os.replace(partial, self.path / MEASURED)
         except OSError:  # a store that is only read is measured every time
             partial.unlink(missing_ok=True)
