@@ -26,6 +26,7 @@ from CTHarmonizeLib.models import CARD, WEIGHTS, load_model
 from CTHarmonizeLib.models.schema import card_problem
 from CTHarmonizeLib.request import Request
 from CTHarmonizeTraining.console import say
+from CTHarmonizeTraining.evaluation.calibration import calibrate
 from CTHarmonizeTraining.evaluation.invariance import compared
 from CTHarmonizeTraining.evaluation.pairs_table import evaluate
 from CTHarmonizeTraining.simulation.phantom import ChestPhantom
@@ -96,14 +97,15 @@ def export(
     phantom: list[int] | None = None,
     slices: int | list[int] = 8,
     samples: int = 16,
-    temperature: float = 1.0,
+    calibration: Path | None = None,
     cache: Path | None = None,
     device: str = "auto",
 ) -> None:
     """Make a model folder of a trained network: the weights, and a card with measured quality.
 
-    What the stores and the configuration say goes onto the card by itself. The halo is measured with the engine; the
-    quality on simulated scans of test data that training has not seen, as 'evaluate' judges it.
+    What the stores and the configuration say goes onto the card by itself. The halo is measured with the engine;
+    temperature and deviation are calibrated, where there is data for it, and then the quality is measured on simulated
+    scans of test data that training has not seen, as 'evaluate' judges it.
 
     Args:
         run: output folder of 'fit'.
@@ -114,8 +116,8 @@ def export(
         phantom: seeds of procedural chests to judge it on.
         slices: of each, as in 'evaluate'.
         samples: that the model draws by default.
-        temperature: of the samples by default; 'calibrate' finds it.
-        cache: folder of simulated scans and results, beside the model folder where left out.
+        calibration: validation stores, as 'calibrate' reads them; without them the temperature is 1.
+        cache: folder of calibration, simulated scans and results, beside the model folder where left out.
         device: auto, cpu, cuda or mps.
     """
     method, data = settings.load(_of(run, settings.CONFIG))
@@ -133,7 +135,7 @@ def export(
         "version": told.version,
         **data_facts(stores, data),
         "default_samples": samples,
-        "default_temperature": temperature,
+        "default_temperature": 1.0,
         "deviation_factor": 1.0,
         "halo": HALOS[-1],
         "training": {
@@ -151,14 +153,19 @@ def export(
     facts["halo"] = measured_halo(output, device)
     write_model(weights, method, facts, output)
     folder = cache or output.with_name(f"{output.name}-evaluation")
-    for number, test in enumerate(filter(None, ({"ct": ct}, phantom and {"phantom": phantom}))):
-        if None in test.values():
-            continue
-        results = evaluate(
-            folder / f"results{number}", slices=slices, model=str(output), samples=samples, device=device,
-            cache=folder / "simulated", figures=False, **test,
-        )  # fmt: skip
-        facts["quality"] += quality(results)
+    if calibration is not None:
+        calibrate(str(output), calibration, folder / "calibration", device=device)
+        found = load_model(folder / "calibration").card
+        facts |= {name: found[name] for name in ("default_temperature", "deviation_factor", "calibration")}
+        write_model(weights, method, facts, output)
+    tests = {"ct": ct, "phantom": phantom}
+    for kind, test in tests.items():
+        if test:
+            results = evaluate(
+                folder / kind, slices=slices, model=str(output), samples=samples, device=device,
+                cache=folder / "simulated", figures=False, **{kind: test},
+            )  # fmt: skip
+            facts["quality"] += quality(results)
     write_model(weights, method, facts, output)
     say(f"{output}: {told.name} {told.version}, halo {facts['halo']} pixels, {len(facts['quality'])} measured entries")
 

@@ -88,7 +88,7 @@ def test_the_card_says_what_was_trained_and_measured(exported: Path, store: Path
     low, high = card["source"]["noise"]
     assert 2.0 < low < 20.0 < high  # 20 HU at 100 %, less through smooth kernels, more at lower dose
     assert len(card["quality"]) == 18 and all(entry["value"] > 0 for entry in card["quality"])
-    results = json.loads((exported / "model-evaluation" / "results0" / "results.json").read_text())
+    results = json.loads((exported / "model-evaluation" / "ct" / "results.json").read_text())
     first = results["pairs"][0]
     assert card["quality"][0]["value"] == round(first["rmse"]["clean"]["mean"]["value"], 2)
     assert card["quality"][0]["untouched"] == round(first["rmse"]["clean"]["input"]["value"], 2)
