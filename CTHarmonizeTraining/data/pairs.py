@@ -71,7 +71,17 @@ class PairDataset(Dataset):
         self.pixel_range, self.measurement_error = pixel_range, measurement_error
         given = weights_of([store.path for store in self.stores], weights)
         share = np.array([given.get(store.path.stem, len(store.usable)) for store in self.stores], dtype=float)
+        if not share.sum() > 0.0 or share.min() < 0.0:
+            raise InputError("The weights leave no store to draw from: give positive ones.")
         self.share = share / share.sum()
+        for store in self.stores:
+            if (size - 1) * pixel_range[1] > (store.size - 1) * store.pixel:
+                raise InputError(
+                    f"A crop of {size} pixels of {pixel_range[1]:g} mm is larger than the scenes of {store.path.name}, "
+                    f"{store.size * store.pixel:.0f} mm: give fewer or smaller pixels."
+                )
+            if store.dose.shape[1] < 2:
+                raise InputError(f"The scenes of {store.path.name} have one realisation of noise: two are needed.")
         self.kernels = KernelSampler(seed, named=list(NAMED_KERNELS.values()))
         self.fixed_kernels, self.full_dose_share = kernels, full_dose_share
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +38,8 @@ OWN_PIXEL = 0.7
 MEASURED = "measured-noise.npz"
 """What was measured in a store, kept inside it."""
 
-MEASURED_VERSION = 1
-"""Of what is measured: another one is measured anew."""
+_CODE = ("CTHarmonizeLib.ct.measure", "CTHarmonizeLib.ct.mtf", "CTHarmonizeTraining.data.render", __name__)
+"""Modules whose change lets noise be measured anew."""
 
 
 class SceneSampler:
@@ -75,11 +77,18 @@ class SceneSampler:
     def __len__(self) -> int:
         return len(self.dose)
 
+    def _key(self) -> str:
+        """Of the scenes, and of the code that measures them: what was measured counts as long as it stays."""
+        digest = hashlib.sha256(self.slice.tobytes() + self.dose.tobytes() + self.photons.tobytes())
+        for name in _CODE:
+            digest.update(Path(sys.modules[name].__file__).read_bytes())
+        return digest.hexdigest()
+
     def _kept(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Power and own noise as they were measured before, None where they were not, or in other scenes."""
         try:
             with np.load(self.path / MEASURED) as kept:
-                if int(kept["version"]) == MEASURED_VERSION and np.array_equal(kept["dose"], self.dose):
+                if str(kept["key"]) == self._key():
                     return kept["power"], kept["own"]
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
             pass
@@ -89,7 +98,7 @@ class SceneSampler:
         """Both, kept in the store, whole or not at all: others may be reading it, or measuring too."""
         partial = self.path / f".{os.getpid()}-{MEASURED}"
         try:
-            np.savez(partial, power=power, own=own, dose=self.dose, version=MEASURED_VERSION)
+            np.savez(partial, power=power, own=own, key=self._key())
             os.replace(partial, self.path / MEASURED)
         except OSError:  # a store that is only read is measured every time
             partial.unlink(missing_ok=True)

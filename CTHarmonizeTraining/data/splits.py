@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
-from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.data.patient import PatientStore
+from CTHarmonizeTraining.files import write_whole
 
 SPLITS = "splits.json"
 PARTS = ("train", "validation", "test")
@@ -55,14 +55,8 @@ class Splits:
 
     def write(self, folder: Path) -> None:
         """Write ``splits.json``, whole or not at all. Raises CannotRunError."""
-        partial = folder / f".{SPLITS}"
         entries = {"seed": self.seed, "patients": dict(sorted(self.patients.items()))}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, folder / SPLITS)
-        except OSError as error:
-            raise CannotRunError(f"'{folder / SPLITS}' cannot be written: {error.strerror}.") from error
+        write_whole(folder / SPLITS, json.dumps(entries, indent=1) + "\n")
 
 
 def stores_for(path: Path, part: str) -> list[Path]:

@@ -96,7 +96,7 @@ def simulate(
     check("views", views, views >= 4 and views % 4 == 0, "a positive multiple of 4")
     check("seed", seed, seed >= 0, "0 or more")
     check("scenes", scenes, 0 <= scenes <= 100, "0 to 100")
-    check("realisations", realisations, 1 <= realisations <= 100, "1 to 100")
+    check("realisations", realisations, 2 <= realisations <= 100, "2 to 100")
     check("thickness", thickness, 0.1 <= thickness <= 20.0, "0.1 to 20 mm")
     check("photons", photons, 1e2 <= photons <= 1e9, "100 to 1e9")
     check("tube modulation", tube_modulation, 0.0 <= tube_modulation <= 1.0, "0 to 1")

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from CTHarmonizeLib.errors import CannotRunError
+from CTHarmonizeLib.errors import CannotRunError, InputError
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,13 @@ class StageConfig:
     gradient_clip: float | None = None
     average: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.iterations < 0 or self.batch < 1 or not self.learning_rate > 0.0:
+            raise InputError(
+                f"A stage of {self.iterations} iterations, batches of {self.batch} and a learning rate of "
+                f"{self.learning_rate:g} cannot be trained."
+            )
+
     def rate(self, step: int) -> float:
         """Learning rate at ``step``, as a share of ``learning_rate``."""
         halvings = sum(step >= share * self.iterations for share in self.halved_at)
@@ -45,10 +52,10 @@ class TrainingStage(L.LightningModule):
         self.network = network
         self.stage = stage
 
-    @abstractmethod
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Values to log; ``loss`` is what is minimised: a mean over the batch's items, so that devices that share a
         batch agree with one that has it all. What is drawn for an item follows from its ``draw`` alone."""
+        raise NotImplementedError
 
     def pictures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images (b, rows, columns) in HU by name, for people who watch the training."""
@@ -66,8 +73,10 @@ class TrainingStage(L.LightningModule):
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         self.log("gradient_norm", norm)
         loss = self.trainer.strategy.reduce(self._loss, reduce_op="mean")
-        scaled = self.trainer.precision == "16-mixed"  # there a gradient may overflow: its step is left out
-        for name, value in (("loss", loss), ("gradient", torch.zeros(()) if scaled else norm)):
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and scaler.get_scale() >= 1.0:
+            norm = torch.zeros(())  # in float16 a gradient may overflow: its step is left out, its scale lowered
+        for name, value in (("loss", loss), ("gradient", norm)):
             if not torch.isfinite(value):
                 raise CannotRunError(
                     f"The {name} became {float(value)} at step {self.global_step}: the last checkpoint before it is "
@@ -97,6 +106,9 @@ class Training(ABC):
 
     planes: int
     """Of the network's input, as :func:`CTHarmonizeLib.methods.ctflow.source_planes` makes them."""
+
+    multiple: int
+    """Crops have a whole multiple of so many pixels."""
 
     @abstractmethod
     def build(self) -> nn.Module:

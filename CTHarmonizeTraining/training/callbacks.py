@@ -40,8 +40,9 @@ class AveragedWeights(WeightAveraging):
 class Progress(Callback):
     """Says every ``every`` seconds how far a stage is; logs what the time goes to.
 
-    Logged: ``seconds_per_iteration``, ``waiting_for_data`` (share of the time), ``busy`` (share of the processors, or
-    of the GPU where its driver tells), ``memory_gib`` (peak of the GPU, else of the process).
+    Logged: ``seconds_per_iteration`` (without validation), ``waiting_for_data`` (share of that time), ``busy`` (share
+    of the processors that this process uses, or of the GPU where its driver tells), ``memory_gib`` (the GPU's peak,
+    else what this process has now).
     """
 
     def __init__(self, stage: str, every: float = 60.0) -> None:
@@ -49,7 +50,7 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingStage) -> None:
         self._first = self._step = trainer.global_step
-        self._start = self._since = self._ended = time.perf_counter()
+        self._start = self._since = time.perf_counter()
         self._waited = 0.0
         self._process = psutil.Process()
         self._process.cpu_percent()
@@ -59,9 +60,6 @@ class Progress(Callback):
             where = f"{trainer.world_size} x {module.device.type}"
             say(f"{self.stage}: {trainer.max_steps - self._first} iterations on {where}, {trainer.precision}")
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: TrainingStage, batch: dict, index: int) -> None:
-        self._waited += time.perf_counter() - self._ended
-
     def on_train_batch_end(
         self, trainer: L.Trainer, module: TrainingStage, outputs: dict, batch: dict, index: int
     ) -> None:
@@ -69,23 +67,22 @@ class Progress(Callback):
         early = self._step == self._first and step == self._first + 10  # a first word soon
         if early or now - self._since >= self.every or step == trainer.max_steps:
             self._tell(trainer, module, float(outputs["loss"]), now)
-        self._ended = time.perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, module: TrainingStage) -> None:
         self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, module: TrainingStage) -> None:
-        pause = time.perf_counter() - self._paused  # neither training nor waiting
-        self._start, self._since, self._ended = self._start + pause, self._since + pause, self._ended + pause
+        pause = time.perf_counter() - self._paused
+        self._start, self._since = self._start + pause, self._since + pause
 
     def _tell(self, trainer: L.Trainer, module: TrainingStage, loss: float, now: float) -> None:
         step, elapsed = trainer.global_step, now - self._since
-        each = elapsed / max(1, step - self._step)
+        each, waited = elapsed / max(1, step - self._step), trainer.datamodule.loader.waited
         facts = {
             "seconds_per_iteration": each,
-            "waiting_for_data": self._waited / elapsed,
+            "waiting_for_data": (waited - self._waited) / elapsed,
             "busy": _busy(module.device, self._process),
-            "memory_gib": _peak_memory(module.device, self._process),
+            "memory_gib": _memory(module.device, self._process),
         }
         trainer.logger.log_metrics({name: value for name, value in facts.items() if value is not None}, step)
         overall = (now - self._start) / (step - self._first)
@@ -95,7 +92,7 @@ class Progress(Callback):
                 f"({100 * facts['waiting_for_data']:.0f} % waiting for data), "
                 f"{_spoken(overall * (trainer.max_steps - step))} left"
             )
-        self._step, self._since, self._waited = step, now, 0.0
+        self._step, self._since, self._waited = step, now, waited
 
 
 class Pictures(Callback):
@@ -148,12 +145,12 @@ def _busy(device: torch.device, process: psutil.Process) -> float | None:
     if device.type == "cuda":
         try:
             return torch.cuda.utilization(device) / 100.0
-        except (ImportError, RuntimeError, OSError):  # the driver's library has no Python package here
+        except Exception:  # of many kinds: no package for the driver's library, a shared GPU that does not tell
             return None
     return process.cpu_percent() / 100.0 / psutil.cpu_count()
 
 
-def _peak_memory(device: torch.device, process: psutil.Process) -> float:
+def _memory(device: torch.device, process: psutil.Process) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     return process.memory_info().rss / GIB

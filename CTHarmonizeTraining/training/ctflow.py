@@ -3,10 +3,13 @@ encoder frozen as in the paper, and then with it trained too, as in the authors'
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from CTHarmonizeLib.methods.ctflow import to_hu, to_unit
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.methods.ctflow import CONDITIONS, to_hu, to_unit
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig, Encoding
 from CTHarmonizeTraining.training.base import StageConfig, Training, TrainingStage, item_generators
 
@@ -61,7 +64,7 @@ class EncoderStage(CTFlowStage):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         estimate, _, _ = self.network.estimate(*self.inputs(batch))
         error = self.error(self.network.to_image(estimate), batch)
-        return {"loss": error.abs().mean() / L1_UNIT_HU, "rmse_hu": error.detach().square().mean().sqrt()}
+        return {"loss": error.abs().mean() / L1_UNIT_HU, "mse_hu2": error.detach().square().mean()}
 
 
 class FlowStage(CTFlowStage):
@@ -91,6 +94,9 @@ class FlowStage(CTFlowStage):
         for module in (network.encoder, network.embedding):
             if module is not None:
                 module.requires_grad_(not freeze_encoder)
+        if network.config.form == "direct":  # which needs no estimate: devices wait for gradients that never come
+            for module in (network.encoder.head, network.encoder.last):
+                module.requires_grad_(False)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         encoding = self._encode(batch)
@@ -109,8 +115,8 @@ class FlowStage(CTFlowStage):
             estimate = estimate_error.square().mean((1, 2, 3))
             mean = (first * second).mean((1, 2, 3))
             values["likelihood_loss"] = values["loss"].detach()
-            values["encoder_rmse_hu"] = estimate.mean().sqrt()
-            values["rmse_hu"] = mean.detach().mean().clamp_min(0.0).sqrt()
+            values["encoder_mse_hu2"] = estimate.mean()
+            values["mse_hu2"] = mean.detach().mean()
             values["loss"] = values["loss"] + self.mean_weight * (mean / (estimate + MEAN_ERROR_HU**2)).mean()
         return values
 
@@ -150,13 +156,16 @@ class CTFlowTraining(Training):
         network: CTFlowConfig = CTFlowConfig(),
         intensity_window: tuple[float, float] = (-1000.0, 500.0),
         anchor_mm: float | None = None,
-        truth: str = "target",
+        truth: Literal["clean", "target"] = "target",
         mean_weight: float = 0.0,
     ) -> None:
+        if network.conditions not in (0, CONDITIONS):
+            given = network.conditions
+            raise InputError(f"The network's conditions are {CONDITIONS}, or 0 for one mapping, not {given}.")
         self.encoder, self.flow, self.joint = encoder, flow, joint
         self.network, self.intensity_window, self.anchor_mm = network, intensity_window, anchor_mm
         self.truth, self.mean_weight = truth, mean_weight
-        self.planes = network.planes
+        self.planes, self.multiple = network.planes, 2**network.levels
 
     def build(self) -> CTFlow:
         return CTFlow(self.network).to(memory_format=torch.channels_last)

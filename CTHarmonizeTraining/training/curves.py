@@ -37,8 +37,7 @@ def draw_curves(output: Path, stages: Sequence[str]) -> None:
     grid = figure.subplots(2, len(logs), squeeze=False)
     for (upper, lower), (name, log) in zip(grid.T, logs.items(), strict=True):
         _draw(upper, log, {"train_loss": "training", "validation_loss": "validation"})
-        rmse = {f"{part}_{value}": f"{part}, {words}" for part, words_of in _RMSE.items() for value, words in words_of}
-        _draw(lower, log, rmse)
+        _draw(lower, log[[name for name in _ERRORS if name in log]].clip(lower=0.0) ** 0.5, _ERRORS)
         upper.set_title(f"stage {name}")
         lower.set_xlabel("iterations")
     grid[0, 0].set_ylabel("loss")
@@ -46,9 +45,10 @@ def draw_curves(output: Path, stages: Sequence[str]) -> None:
     figure.savefig(output / f"{CURVES}.jpg", pil_kwargs={"quality": 92})
 
 
-_RMSE = {
-    "train": (("rmse_hu", "what is trained"),),
-    "validation": (("rmse_hu", "what is trained"), ("encoder_rmse_hu", "encoder")),
+_ERRORS = {
+    "train_mse_hu2": "training",
+    "validation_mse_hu2": "validation",
+    "validation_encoder_mse_hu2": "validation, encoder",
 }
 
 

@@ -19,13 +19,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.models import Model, find_model
 from CTHarmonizeLib.version import __version__
 from CTHarmonizeTraining.data.measured import MeasuredPairs
 from CTHarmonizeTraining.data.pairs import PairDataset
 from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.data.splits import Splits, stores_for
+from CTHarmonizeTraining.files import write_whole
+from CTHarmonizeTraining.simulation.scenes import SceneStore
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import Training
 from CTHarmonizeTraining.training.curves import draw_curves
@@ -68,6 +70,10 @@ def fit(
     """
     if method is None:
         raise InputError("Say what is to be trained: give a configuration, such as --config ctflow-compact.")
+    if data.size % method.multiple:
+        raise InputError(f"Crops of {data.size} pixels do not do: give a multiple of {method.multiple}.")
+    if seed < 0:
+        raise InputError(f"A seed of {seed} is out of range: give 0 or more.")
     training_stores = stores_for(stores, "train")
     held_out_stores = _held_out(stores, validation)
     if shared := {*map(_identity, training_stores)} & {*map(_identity, held_out_stores)}:
@@ -77,9 +83,16 @@ def fit(
     options = {"size": data.size, "planes": method.planes, "full_dose_share": data.full_dose_share, **asdict(kind)}
     L.seed_everything(seed, workers=True, verbose=False)
     network = method.build()
-    if initial is not None:
-        _start_from(network, find_model(initial))
-    _keep(output, method, data, training_stores, held_out_stores, weights, initial, seed)
+    start = None if initial is None else _start_from(network, find_model(initial))
+    record = {
+        "stores": [_described(path) for path in training_stores],
+        "validation": [_described(path) for path in held_out_stores],
+        "weights": weights or {},
+        "initial": start,
+        "seed": seed,
+        "precision": machine.chosen()[1],
+    }
+    _keep(output, method, data, record, _words(machine))
     for number, (name, stage) in enumerate(method.stages().items()):
         folder = output / name
         count = stage.iterations * stage.batch
@@ -117,62 +130,59 @@ def _dataset(stores: Sequence[Path], truth: str) -> type[PairDataset] | type[Mea
     return MeasuredPairs
 
 
-def _start_from(network: nn.Module, model: Model) -> None:
+def _start_from(network: nn.Module, model: Model) -> dict:
+    """Load the model's weights; what a record, and the next card, say of it."""
     try:
         network.load_state_dict(model.weights())
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"The model in {model.folder} is of another network: {reason}") from error
+    return {name: model.card[name] for name in ("name", "version", "weights_sha256", "training")}
 
 
 @rank_zero_only
-def _keep(
-    output: Path,
-    method: Training,
-    data: DataConfig,
-    training_stores: Sequence[Path],
-    held_out_stores: Sequence[Path],
-    weights: dict[str, float] | None,
-    initial: str | None,
-    seed: int,
-) -> None:
-    """Write configuration and record, or see that those of the run that is gone on with say the same."""
+def _keep(output: Path, method: Training, data: DataConfig, record: dict, device: str) -> None:
+    """Write configuration and record, or see that those of the run that is gone on with say the same.
+
+    Raises InputError where they do not.
+    """
     settings.keep(output, method, data)
-    record = {
-        "stores": [_described(path) for path in training_stores],
-        "validation": [_described(path) for path in held_out_stores],
-        "weights": weights or {},
-        "initial": initial,
-        "seed": seed,
-    }
     path = output / RECORD
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        different = [name for name, value in record.items() if before.get(name) != value]
-        if different:
-            raise InputError(
-                f"'{output}' holds a training on other data or with other options ({', '.join(different)}): choose "
-                "another folder."
-            )
+    if not path.exists():
+        versions = {name: version(name) for name in ("torch", "lightning", "zarr")}
+        versions = {"ctharmonize": __version__, "python": platform.python_version(), **versions}
+        begun = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        record = {**record, "versions": versions, "begun": begun, "device": device}
+        write_whole(path, json.dumps(record, indent=1) + "\n")
         return
-    versions = {name: version(name) for name in ("torch", "lightning", "zarr")}
-    begun = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    record |= {"versions": {"ctharmonize": __version__, "python": platform.python_version(), **versions}}
-    record |= {"begun": begun, "device": _device_words()}
     try:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CannotRunError(f"'{path}' cannot be written: {error.strerror}.") from error
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{path}' cannot be read: {error}.") from error
+    different = [name for name, value in record.items() if before.get(name) != value]
+    if different:
+        raise InputError(
+            f"'{output}' holds a training on other data or with other options ({', '.join(different)}): choose another "
+            "folder."
+        )
 
 
 def _described(store: Path) -> dict:
-    """Name of a store and what it says of itself."""
+    """Name, place and size of a store, and what it says of itself."""
     facts = zarr.open_group(os.fspath(store), mode="r").attrs
     known = {key: facts[key] for key in ("source", "seed", "patient", "layout") if key in facts}
-    return {"name": store.stem, "path": str(store.absolute()), **known}
+    if PatientStore.recognizes(store):
+        size = {"slices": sum(len(entry.body) for entry in PatientStore(store).sets)}
+    else:
+        size = {"scenes": len(SceneStore(store))}
+    return {"name": store.stem, "path": str(store.absolute()), **known, **size}
 
 
-def _device_words() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"CPU, {torch.get_num_threads()} threads"
+def _words(machine: Machine) -> str:
+    """Where is computed, for the reader of a card."""
+    device, precision = machine.chosen()
+    count = machine.devices
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if count in ("auto", -1) else count
+        return f"{machine.nodes} x {count} {torch.cuda.get_device_name()}, {precision}"
+    return f"{device.type}, {torch.get_num_threads()} threads, {precision}"

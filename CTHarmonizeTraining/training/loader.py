@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import lightning as L
@@ -31,6 +32,22 @@ class RankBatches(Sampler[list[int]]):
             yield list(range(number * self.batch + self.rank, (number + 1) * self.batch, self.ranks))
 
 
+class TimedLoader(DataLoader):
+    """Knows for how many seconds its batches were ``waited`` for."""
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator:
+        batches = super().__iter__()
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+
 class Pairs(L.LightningDataModule):
     """Training and validation pairs; the training's come from the trainer's step on."""
 
@@ -38,10 +55,11 @@ class Pairs(L.LightningDataModule):
         super().__init__()
         self.training, self.validation = training, validation
         self.batch, self.workers = batch, workers
+        self.loader: TimedLoader | None = None
 
     def train_dataloader(self) -> DataLoader:
         batches = self._batches(self.training, self.trainer.global_step)
-        return DataLoader(
+        self.loader = TimedLoader(
             self.training,
             batch_sampler=batches,
             num_workers=self.workers,
@@ -50,11 +68,15 @@ class Pairs(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
         )
+        return self.loader
 
     def val_dataloader(self) -> DataLoader | list:
         if self.validation is None:
             return []
-        return DataLoader(self.validation, batch_sampler=self._batches(self.validation, 0))
+        batches = self._batches(self.validation, 0)
+        return DataLoader(
+            self.validation, batch_sampler=batches, num_workers=self.workers, worker_init_fn=_one_thread
+        )  # fmt: skip
 
     def _batches(self, dataset: Dataset, start: int) -> RankBatches:
         return RankBatches(len(dataset), self.batch, start, self.trainer.global_rank, self.trainer.world_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeTraining.files import write_whole
 from CTHarmonizeTraining.training.base import Training, plain
 
 CONFIG = "config.yaml"
@@ -81,21 +81,18 @@ def keep(folder: Path, method: Training, data: DataConfig) -> None:
     """
     entries: dict[str, Any] = {"method": method.as_dict(), "data": plain(asdict(data))}
     path = folder / CONFIG
-    if path.exists():
-        different = sorted(_differences(yaml.safe_load(path.read_text(encoding="utf-8")), entries))
-        different = [name for name in different if name != "data.workers"]
-        if different:
-            raise InputError(
-                f"'{folder}' holds a training with other settings ({', '.join(different)}): choose another folder."
-            )
+    if not path.exists():
+        write_whole(path, yaml.safe_dump(entries, sort_keys=False))
         return
-    partial = folder / f".{CONFIG}.{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise CannotRunError(f"'{path}' cannot be written: {error.strerror}.") from error
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"'{path}' cannot be read: {' '.join(str(error).split())}") from error
+    different = sorted(_differences(before, entries) - {"data.workers"})
+    if different:
+        raise InputError(
+            f"'{folder}' holds a training with other settings ({', '.join(different)}): choose another folder."
+        )
 
 
 def _differences(one: Any, other: Any, place: str = "") -> set[str]:

@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from CTHarmonizeLib.device import choose_device, choose_precision
 from CTHarmonizeLib.errors import CannotRunError
 from CTHarmonizeTraining.training.base import TrainingStage
 from CTHarmonizeTraining.training.callbacks import AveragedWeights, Pictures, Progress
@@ -34,8 +36,9 @@ _CHATTER = [
 class Machine:
     """Where and how training computes; what it computes is the configuration's to say.
 
-    ``precision`` auto: bfloat16 where the device has it. ``devices`` and ``nodes``: a batch is shared between them
-    (Lightning's or torchrun's processes). Checkpoints and validation come every so many iterations.
+    ``accelerator``: auto, cpu, cuda or mps; ``precision`` auto: bfloat16 where the device has it. ``devices`` and
+    ``nodes``: a batch is shared between them (Lightning's or torchrun's processes). Checkpoints come every so many
+    iterations, validation about as often, and at a stage's end.
     """
 
     accelerator: str = "auto"
@@ -44,6 +47,12 @@ class Machine:
     precision: str = "auto"
     checkpoint_every: int = 200
     validate_every: int = 500
+
+    def chosen(self) -> tuple[torch.device, str]:
+        """Device, and precision in Lightning's words. Raises CannotRunError where the device is not there."""
+        device = choose_device("cuda" if self.accelerator == "gpu" else self.accelerator)
+        native = choose_precision(device) is torch.bfloat16
+        return device, ("bf16-mixed" if native else "32-true") if self.precision == "auto" else self.precision
 
 
 def run_stage(
@@ -64,20 +73,19 @@ def run_stage(
         module.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
         return
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    precision = machine.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if _has_bfloat16(machine.accelerator) else "32-true"
+    device, precision = machine.chosen()
     checkpoint = ModelCheckpoint(
         folder, filename="step{step}", auto_insert_metric_name=False, save_last=True,
         every_n_train_steps=machine.checkpoint_every, save_on_train_epoch_end=False,
+        enable_version_counter=False,  # in a folder that was moved, last.ckpt is last.ckpt still
     )  # fmt: skip
-    # before the pictures, which show what is validated
     averaging = [AveragedWeights(stage.average)] if stage.average else []
+    # before the averaging, which takes the averaged weights away again
     watching = [Pictures(folder / "pictures")] if data.validation is not None else []
     trainer = L.Trainer(
         max_steps=stage.iterations,
         precision=precision,
-        accelerator=machine.accelerator,
+        accelerator=device.type,
         devices=machine.devices,
         num_nodes=machine.nodes,
         use_distributed_sampler=False,  # the loader shares batches itself
@@ -85,7 +93,7 @@ def run_stage(
         callbacks=[checkpoint, Progress(name), *watching, *averaging, *watchers],
         logger=[CSVLogger(folder, name=LOGS), TensorBoardLogger(folder, name="tensorboard")],
         log_every_n_steps=20,
-        val_check_interval=machine.validate_every,
+        val_check_interval=_divisor(stage.iterations, machine.validate_every),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -105,14 +113,14 @@ def run_stage(
 def _step(checkpoint: Path) -> int:
     try:
         return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
+        reason = " ".join(str(error).split()[:12]) or type(error).__name__
         raise CannotRunError(
-            f"The checkpoint {checkpoint} cannot be read ({str(error).splitlines()[0]}): copy an earlier one of its "
-            "folder over it, or remove it to start the stage anew."
+            f"The checkpoint {checkpoint} cannot be read ({reason}): put the other one of its "
+            "folder in its place, or remove it to start the stage anew."
         ) from error
 
 
-def _has_bfloat16(accelerator: str) -> bool:
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def _divisor(count: int, near: int) -> int:
+    """The divisor of ``count`` that is nearest to ``near``."""
+    return min((number for number in range(1, count + 1) if count % number == 0), key=lambda n: abs(n - near))

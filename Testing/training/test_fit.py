@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -30,6 +31,9 @@ from CTHarmonizeTraining.training.fit import fit
 from CTHarmonizeTraining.training.loader import Pairs, RankBatches
 from CTHarmonizeTraining.training.settings import DataConfig
 from CTHarmonizeTraining.training.trainer import Machine, run_stage
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+from model_folder import CARD, make_model_folder  # noqa: E402
 
 CPU = Machine("cpu", 1, precision="32-true", checkpoint_every=3, validate_every=4)
 STEPS, BATCH = 8, 2
@@ -57,7 +61,8 @@ def stage_of(kind: str, average: float | None = 0.9) -> CTFlowStage:
 
 
 def train(stage: CTFlowStage, store: Path, folder: Path, stop: int | None = None) -> Watcher:
-    data = Pairs(PairDataset([store], STEPS * BATCH, 32, seed=1), None, BATCH, workers=0)
+    held_out = PairDataset([store], 2 * BATCH, 32, seed=2)  # validation in between, and a worker, change nothing
+    data = Pairs(PairDataset([store], STEPS * BATCH, 32, seed=1), held_out, BATCH, workers=1)
     watcher = Watcher(stop)
     run_stage("test", stage, data, folder, CPU, [watcher])
     return watcher
@@ -68,9 +73,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(kind: str, store: Path, tmp_path
     whole, resumed = stage_of(kind), stage_of(kind)
     curve = train(whole, store, tmp_path / "whole").losses
     with pytest.raises(KeyboardInterrupt):
-        train(stage_of(kind), store, tmp_path / "parts", stop=5)
-    again = train(resumed, store, tmp_path / "parts").losses  # from the checkpoint after 3
-    assert list(again) == [4, 5, 6, 7, 8] and resumed.global_step == whole.global_step == STEPS
+        train(stage_of(kind), store, tmp_path / "parts", stop=4)
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    with pytest.raises(KeyboardInterrupt):
+        train(stage_of(kind), store, tmp_path / "moved", stop=7)
+    assert torch.load(tmp_path / "moved" / "last.ckpt", weights_only=True)["global_step"] == 6
+    again = train(resumed, store, tmp_path / "moved").losses
+    assert list(again) == [7, 8] and resumed.global_step == whole.global_step == STEPS
     assert max(abs(again[step] - curve[step]) for step in again) < 1e-5
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.allclose(one.float(), other.float(), atol=1e-6), name
@@ -192,13 +201,14 @@ def test_fit_leaves_what_it_did(store: Path, tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr()
     assert "encoder: 4 of 4, loss" in said.out + said.err and "left" in said.out + said.err
     record = json.loads((run / "training.json").read_text())
-    assert record["stores"] == [{"name": "scenes", "path": str(store), "source": "disk", "seed": 0}]
+    assert record["stores"] == [{"name": "scenes", "path": str(store), "source": "disk", "seed": 0, "scenes": 2}]
+    assert record["precision"] == "32-true" and record["device"].startswith("cpu")
     assert [entry["name"] for entry in record["validation"]] == ["other"]
     assert settings.load(run / "config.yaml")[0].flow.iterations == 6
     for stage, steps in (("encoder", (2, 4)), ("flow", (2, 4, 6))):
         assert [path.stem for path in sorted((run / stage / "pictures").iterdir())] == [f"step{n:06d}" for n in steps]
     log = read_log(run / "flow")
-    assert log["validation_rmse_hu"].notna().sum() == 3
+    assert log["validation_mse_hu2"].notna().sum() == 3
     assert (run / "curves.csv").stat().st_size > 100 and (run / "curves.jpg").stat().st_size > 5000
     network = load_file(run / "network.safetensors")
     CTFlow(TINY).load_state_dict(network)
@@ -207,6 +217,44 @@ def test_fit_leaves_what_it_did(store: Path, tmp_path: Path, capsys: pytest.Capt
     assert all(torch.equal(value, again[name]) for name, value in network.items())
     assert main([*command, "--seed", "3"]) == 2
     assert "with other options (seed)" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_a_models_weights(store: Path, tmp_path: Path) -> None:
+    folder, nothing = make_model_folder(tmp_path / "model"), StageConfig(0, 1e-3)
+    network = CTFlowConfig.from_dict(CARD["network"])
+    method = CTFlowTraining(nothing, nothing, network=network, truth="clean")
+    fit(store, tmp_path / "run", method, DataConfig(32), initial=str(folder), machine=CPU)
+    left = load_file(tmp_path / "run" / "network.safetensors")
+    assert all(torch.equal(value, left[name]) for name, value in load_file(folder / "weights.safetensors").items())
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["initial"]["name"] == "Test model" and record["initial"]["training"]["patients"] == 0
+    other = CTFlowTraining(nothing, nothing, network=replace(network, hidden=16))
+    with pytest.raises(InputError, match="is of another network"):
+        fit(store, tmp_path / "other", other, DataConfig(32), initial=str(folder), machine=CPU)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": DataConfig(50)}, "Crops of 50 pixels do not do: give a multiple of 8"),
+        ({"data": DataConfig(160)}, "A crop of 160 pixels of 1 mm is larger than the scenes of scenes.zarr, 141 mm"),
+        ({"seed": -1}, "A seed of -1 is out of range"),
+        ({"weights": {"scenes": 0.0}}, "leave no store to draw from"),
+        ({"weights": {"none": 1.0}}, "no store called none"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(changes: dict, words: str, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        fit(store, tmp_path / "run", tiny_training(), **{"data": DataConfig(32), "machine": CPU, **changes})
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(InputError, match="batches of 0"):
+        StageConfig(4, 1e-3, batch=0)
+    with pytest.raises(InputError, match="conditions are 11, or 0"):
+        CTFlowTraining(StageConfig(4, 1e-3), StageConfig(4, 1e-3), network=replace(TINY, conditions=3))
+    with pytest.raises(ValueError, match="Unknown form"):
+        replace(TINY, form="residuall")
 
 
 def test_no_store_is_trained_and_validated_on(store: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +38,14 @@ class CTFlowConfig:
     hidden: int = 64
     feature_channels: int | None = None
     log_scale_limit: float = 1.5
-    convolution: str = "plu"
-    form: str = "direct"
+    convolution: Literal["plu", "orthogonal"] = "plu"
+    form: Literal["direct", "residual"] = "direct"
     gain: float = 1.0
     residual_gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.form not in ("direct", "residual"):
+            raise ValueError(f"Unknown form '{self.form}': direct or residual.")
 
     @classmethod
     def from_dict(cls, entries: dict) -> CTFlowConfig:

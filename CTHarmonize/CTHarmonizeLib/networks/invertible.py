@@ -32,6 +32,14 @@ def zero_convolution(inputs: int, outputs: int) -> nn.Conv2d:
     return convolution
 
 
+def _over_ranks(value: Tensor) -> Tensor:
+    """Mean of ``value`` over the devices of a distributed run."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value
+
+
 class ActNorm(nn.Module):
     """Channel-wise affine map, initialised from the first batch to zero mean and unit variance (Glow)."""
 
@@ -45,13 +53,10 @@ class ActNorm(nn.Module):
     def initialize(self, x: Tensor) -> None:
         """Set bias and scale from the batch ``x``; in a distributed run from the batches of all ranks, which thereby
         agree."""
-        moments = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))]).double()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(moments)
-            moments /= torch.distributed.get_world_size()
-        mean, square = moments[:, None, :, None, None]
+        mean = _over_ranks(x.mean((0, 2, 3), keepdim=True))
+        variance = _over_ranks((x - mean).square().mean((0, 2, 3), keepdim=True))
         self.bias.copy_(-mean)
-        self.log_scale.copy_(-0.5 * (square - mean**2).clamp_min(1e-6).log())
+        self.log_scale.copy_(-0.5 * variance.clamp_min(1e-6).log())
         self.initialized.fill_(True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
