@@ -1,7 +1,8 @@
 """What an iteration of training costs, and what its time goes to.
 
-``python Testing/benchmarks/training.py STORES [--config ctflow-compact] [--iterations 30] [--workers 1]``: each stage
-of the configuration on the device that ``fit`` would take, after ten iterations that warm up. Compare lines of one run.
+``python Testing/benchmarks/training.py STORES [--config ctflow-compact] [--iterations 30] [--batch 16] [--workers 1]``:
+each stage of the configuration on the device that ``fit`` would take, after ten iterations that warm up. Compare lines
+of one run.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("stores", type=Path)
     parser.add_argument("--config", default="ctflow-compact")
     parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--batch", type=int, help="in place of the configuration's, for small machines")
     parser.add_argument("--workers", type=int)
     options = parser.parse_args()
 
@@ -38,7 +40,8 @@ def main() -> None:
     if options.workers is not None:
         data = replace(data, workers=options.workers)
     for name, stage in method.stages().items():
-        setattr(method, name, replace(stage, iterations=WARM_UP + options.iterations))
+        batch = options.batch or stage.batch
+        setattr(method, name, replace(stage, iterations=WARM_UP + options.iterations, batch=batch))
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     print(f"{options.config} on {place}, {torch.get_num_threads()} threads, {data.workers} workers of the loader")
     print("| stage | batch | s an iteration | waiting for data | device busy | peak memory |")
