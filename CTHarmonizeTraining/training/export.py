@@ -173,13 +173,16 @@ def export(
             found = load_model(calibrated).card
             facts |= {name: found[name] for name in ("default_temperature", "deviation_factor", "calibration")}
             write_model(weights, method, facts, aside)
-        spacing = float(np.clip(USUAL_SPACING, *facts["pixel_spacing"]))
+        reached = {
+            "pixel_spacing": float(np.clip(USUAL_SPACING, *facts["pixel_spacing"])),
+            "target_dose": float(facts["target"]["dose"][1]),
+        }
         tests = {"ct": ct, "phantom": phantom}
         for kind, test in tests.items():
             if test:
                 results = evaluate(
-                    folder / kind, slices=slices, model=str(aside), samples=samples, pixel_spacing=spacing,
-                    device=device, cache=folder / "simulated", figures=False, **{kind: test},
+                    folder / kind, slices=slices, model=str(aside), samples=samples, device=device,
+                    cache=folder / "simulated", figures=False, **reached, **{kind: test},
                 )  # fmt: skip
                 facts["quality"] += quality(results)
         _move(write_model(weights, method, facts, aside), output)
@@ -255,7 +258,8 @@ def measured_halo(folder: Path, device: str = "auto") -> int:
             shutil.copy(folder / WEIGHTS, trial)
             Path(trial, CARD).write_text(json.dumps({**card, "halo": halo}), encoding="utf-8")
             whole = Request(
-                kernel=float(np.mean(card["target"]["f50"])), dose=100.0, method=card["method"], model=trial,
+                kernel=float(np.mean(card["target"]["f50"])), dose=card["target"]["dose"][1],
+                method=card["method"], model=trial,
                 source_kernel=float(np.mean(card["source"]["f50"])), samples=2, device=device, precision="float32",
             )  # fmt: skip
             (difference,) = compared(volume, whole, [("tiles", replace(whole, tile=128))])

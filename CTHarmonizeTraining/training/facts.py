@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +151,7 @@ def _measured(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, fl
     pairs = MeasuredPairs(
         stores, 1, data.size, 1, weights=weights, full_dose_share=data.full_dose_share, **asdict(data.measured)
     )
-    sources, targets, full = [], [], []
+    sources, targets, parts = [], [], []  # each target's part of its set's full dose
     for drawn, share in zip(pairs.sources, pairs.share, strict=True):
         if share == 0.0:
             continue
@@ -160,8 +160,10 @@ def _measured(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, fl
         sources += [entries[index] for index in sorted({source for source, _ in chosen})]
         aims = [entries[index] for index in sorted({target for _, target in chosen})]
         targets += aims
-        full += [entry for entry in aims if entry.dose >= FULL_DOSE * max(other.dose for other in entries)]
-    noisy = [entry for entry in full if entry.name != NOISE_FREE] or full
+        parts += [entry.dose / max(other.dose for other in entries) for entry in aims]
+    highest = 1.0 if max(parts) >= FULL_DOSE else max(parts)  # of less than full dose, noise tells what full would be
+    full = [entry for entry, part in zip(targets, parts, strict=True) if part >= FULL_DOSE * highest]
+    noisy = [entry.acquisition for entry in full if entry.name != NOISE_FREE] or [entry.acquisition for entry in full]
     source, target = ([entry.acquisition for entry in side] for side in (sources, targets))
     return {
         "pixel_spacing": _around([entry.pixel_spacing for entry in source]),
@@ -169,10 +171,10 @@ def _measured(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, fl
         "source": {"f50": _around([entry.f50 for entry in source]), "noise": _around([e.noise for e in source])},
         "target": {
             "f50": _around([entry.f50 for entry in target]),
-            "dose": [min(100.0, round(min(entry.dose for entry in targets))), 100.0],
+            "dose": [round(100.0 * part, 1) for part in (min(parts), highest)],
             "thickness": None,
         },
-        "noise_at_full_dose": _measured_noise([entry.acquisition for entry in noisy]),
+        "noise_at_full_dose": _measured_noise([replace(entry, noise=entry.noise * highest**0.5) for entry in noisy]),
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+import zarr
 from safetensors.torch import load_file, save_file
 from test_fit import tiny_training
 from test_training import store as store  # a fixture
@@ -30,7 +31,6 @@ from CTHarmonizeTraining.training import export as exporting
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.export import About, export, measured_halo, quality
 from CTHarmonizeTraining.training.facts import data_facts, simulation
-from CTHarmonizeTraining.training.fit import _described
 from CTHarmonizeTraining.training.origin import check_test_data, origin
 from CTHarmonizeTraining.training.settings import DataConfig, MeasuredOptions, SimulatedOptions
 
@@ -203,6 +203,8 @@ def test_measured_pairs_state_their_own_ranges(tmp_path: Path) -> None:
     assert facts["source"] == {"f50": [3.8, 4.2], "noise": [28.5, 31.5]}
     assert facts["target"] == {"f50": [3.8, 6.3], "dose": [100.0, 100.0], "thickness": None}
     assert facts["noise_at_full_dose"]["f50"] == [4.0, 6.0] and facts["noise_at_full_dose"]["sigma"] == [15.0, 31.0]
+    less = data_facts([tmp_path / "p.zarr"], DataConfig(32, measured=MeasuredOptions(("*", "low"))))
+    assert less["target"]["dose"] == [25.0, 25.0] and less["noise_at_full_dose"]["sigma"] == [15.0, 15.0]
     one = data_facts([tmp_path / "p.zarr"], DataConfig(32, 1, 1.0, measured=MeasuredOptions(("low", "full"))))
     assert one["noise_at_full_dose"]["sigma"] == [15.0, 15.0]  # flat where nothing else is known
 
@@ -224,7 +226,9 @@ def test_simulated_pairs_are_no_patients(tmp_path: Path) -> None:
     for path, source in zip(paths, ("phantom:7", "chest.nrrd"), strict=True):
         PatientStore.write(path, path.stem, SIMULATED, [series(LOW, FULL, facts=facts)], source)
     assert simulation(paths, DataConfig()) == "Whole scans of 2 stores: fan beam, sharp at 25 % and sharp at 100 %."
-    record = {"stores": [_described(path) for path in paths], "initial": None}
+    told = [zarr.open_group(path, mode="r").attrs.asdict() for path in paths]
+    stores = [{"name": path.stem, **attributes} for path, attributes in zip(paths, told, strict=True)]
+    record = {"stores": stores, "initial": None}
     assert origin(record) == {"stores": ["a", "b"], "sources": ["phantom:7", "chest.nrrd"], "patients": 1}
     with pytest.raises(InputError, match="'chest.nrrd' was trained on"):
         check_test_data(origin(record), Path("chest.nrrd"), None)
