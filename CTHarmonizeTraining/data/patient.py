@@ -22,6 +22,9 @@ from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.simulation.scan import body_mask
 
 KIND = "measured"
+SIMULATED = "simulated"
+"""Layout of a store whose reconstructions were simulated."""
+
 CHUNK = (1, 4, 128, 128)
 """Reconstruction, slices, rows, columns."""
 
@@ -87,13 +90,13 @@ class MatchedSet:
 
 
 class PatientStore:
-    """The matched sets of one patient: ``patient`` and ``sets``."""
+    """The matched sets of one patient: ``patient`` and ``sets``; ``layout`` says what they were made from."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         try:
             group = zarr.open_group(os.fspath(path), mode="r")
-            self.patient = group.attrs["patient"]
+            self.patient, self.layout = group.attrs["patient"], group.attrs["layout"]
             self.sets = [MatchedSet(group[str(number)]) for number in range(group.attrs["sets"])]
         except (KeyError, OSError, TypeError, ValueError) as error:
             raise InputError(f"'{path}' holds no measured reconstructions: {error}") from error
@@ -108,14 +111,23 @@ class PatientStore:
 
     @classmethod
     def write(
-        cls, path: Path, patient: str, layout: str, sets: Sequence[tuple[Sequence[Reconstruction], Sequence[Volume]]]
+        cls,
+        path: Path,
+        patient: str,
+        layout: str,
+        sets: Sequence[tuple[Sequence[Reconstruction], Sequence[Volume]]],
+        source: str | None = None,
     ) -> None:
-        """Write ``sets``: for each the reconstructions and their volumes, which share a grid."""
+        """Write ``sets``: for each the reconstructions and their volumes, which share a grid.
+
+        ``source``: the name of what was scanned, where the scans were simulated.
+        """
         group = zarr.open_group(os.fspath(path), mode="w")
         for number, (reconstructions, volumes) in enumerate(sets):
             _write_set(group.create_group(str(number)), reconstructions, volumes)
         # last: without it the store does not count as whole
-        group.attrs.update({"kind": KIND, "patient": patient, "layout": layout, "sets": len(sets)})
+        known = {} if source is None else {"source": source}
+        group.attrs.update({"kind": KIND, "patient": patient, "layout": layout, **known, "sets": len(sets)})
 
 
 def _write_set(group: zarr.Group, reconstructions: Sequence[Reconstruction], volumes: Sequence[Volume]) -> None:

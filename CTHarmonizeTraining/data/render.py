@@ -17,6 +17,9 @@ from scipy import fft
 
 from CTHarmonizeLib.ct.mtf import Mtf
 
+LOWEST_F50 = 2.3
+"""lp/cm of the smoothest kernel that is drawn."""
+
 
 @dataclass(frozen=True)
 class PixelGrid:
@@ -111,7 +114,7 @@ class KernelSampler:
         ]
         self.named, self.named_share = list(named), named_share if named else 0.0
 
-    def draw(self, rng: np.random.Generator, pixel: float, lowest: float = 2.3) -> Mtf:
+    def draw(self, rng: np.random.Generator, pixel: float, lowest: float = LOWEST_F50) -> Mtf:
         """A kernel for pixels of ``pixel`` mm."""
         if rng.random() < self.named_share:
             return self.named[rng.integers(len(self.named))].limited_to(pixel)

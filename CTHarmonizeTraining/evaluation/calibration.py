@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,11 +20,14 @@ from CTHarmonizeLib.methods import method_named
 from CTHarmonizeLib.models import CARD, WEIGHTS, Model, find_model, load_model
 from CTHarmonizeLib.models.schema import card_problem
 from CTHarmonizeTraining.console import say
+from CTHarmonizeTraining.data.measured import FULL_DOSE
+from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.data.splits import stores_for
-from CTHarmonizeTraining.evaluation.ensembles import Pairs, Sampler
+from CTHarmonizeTraining.evaluation.ensembles import USUAL_SHARE, Pairs, Sampler
 from CTHarmonizeTraining.evaluation.measures import Estimate, estimate
 from CTHarmonizeTraining.evaluation.reliability import (
     CURVE,
+    FACTORS,
     LEVELS,
     Crop,
     coverage,
@@ -54,6 +57,9 @@ def calibrate(
 ) -> None:
     """Choose a model's temperature on validation data, and measure and mend its standard deviation.
 
+    Doses are drawn as the model was trained: to full dose alone for a model of full dose. Quality that was measured at
+    another temperature leaves the card.
+
     Args:
         model: model folder, or the name of an installed model; it is not changed.
         stores: store of scenes or of measured pairs, or a folder of them; of a folder with splits.json its part
@@ -80,13 +86,14 @@ def calibrate(
         raise InputError(f"At least one crop and {FEWEST_SAMPLES} samples are needed.")
     if not tried or tried[0] <= 0.0 or tried[-1] > 2.0:
         raise InputError("Give at least one temperature, above 0 and up to 2.")
-    output = _output_for(found, output)
+    output = output_for(found, output)
 
     place = choose_device(device)
     precision = choose_precision(place)
-    chosen_stores = stores_for(stores, "validation")
+    chosen_stores = validation_stores(stores, found.card["training"].get("stores", ()))
     sampler = Sampler(method_class(found, place, precision), size, seed)
-    pairs = list(Pairs(chosen_stores, crops, size, seed, tuple(found.card["pixel_spacing"]), mapping))
+    share = _full_dose_share(found.card, mapping is not None and not any(map(PatientStore.recognizes, chosen_stores)))
+    pairs = list(Pairs(chosen_stores, crops, size, seed, tuple(found.card["pixel_spacing"]), mapping, share))
     if not pairs:
         raise InputError("The crops show no tissue: give others, or more.")
 
@@ -107,6 +114,7 @@ def calibrate(
         "model": {key: found.card[key] for key in ("name", "version", "weights_sha256")},
         "stores": [path.stem for path in chosen_stores],
         "mapping": mapping,
+        "full_dose_share": share,
         "size": size,
         "precision": str(precision).removeprefix("torch."),
         "seed": seed,
@@ -116,7 +124,15 @@ def calibrate(
     _tell(results)
 
 
-def _output_for(model: Model, output: Path) -> Path:
+def validation_stores(stores: Path, trained: Collection[str]) -> list[Path]:
+    """What of ``stores`` validates. Raises InputError where one has the name of a store that was ``trained`` on."""
+    chosen = stores_for(stores, "validation")
+    if seen := sorted({path.stem for path in chosen} & {*trained}):
+        raise InputError(f"The model was trained on a store called '{seen[0]}': calibrate it on other data.")
+    return chosen
+
+
+def output_for(model: Model, output: Path) -> Path:
     """``output``, checked. Raises InputError where it holds the model itself or another one."""
     output = check_output_folder(output)
     if output.resolve() == model.folder.resolve():
@@ -124,6 +140,13 @@ def _output_for(model: Model, output: Path) -> Path:
     if (output / CARD).exists() and load_model(output).card["weights_sha256"] != model.card["weights_sha256"]:
         raise InputError(f"'{output}' holds another model, which would be lost: give another folder.")
     return output
+
+
+def _full_dose_share(card: dict, simulated_mapping: bool) -> float:
+    """Share of pairs that lead to full dose, as in training. Where the card does not say, 1 for a model of full dose
+    and for a ``simulated_mapping``, else training's usual one."""
+    only_full = card["target"]["dose"][0] >= 100.0 * FULL_DOSE or simulated_mapping
+    return card["training"].get("full_dose_share", 1.0 if only_full else USUAL_SHARE)
 
 
 def _curve(temperatures: Sequence[float], scores: np.ndarray, pixels: np.ndarray) -> list[dict]:
@@ -192,6 +215,7 @@ def _write(model: Model, output: Path, results: dict) -> None:
     card = {
         **model.card,
         "default_temperature": results["temperature"],
+        "quality": _still_true(model.card, results["temperature"]),
         "deviation_factor": results["deviation_factor"]["value"],
         "calibration": {
             **{key: results[key] for key in kept},
@@ -211,6 +235,18 @@ def _write(model: Model, output: Path, results: dict) -> None:
     except OSError as error:
         raise CannotRunError(f"'{output}' cannot be written: {error.strerror}.") from error
     load_model(output)
+
+
+def _still_true(card: dict, temperature: float) -> list[dict]:
+    """The card's ``quality``, as far as it holds at ``temperature``."""
+    entries = card["quality"]
+    if temperature == card["default_temperature"] or not entries:
+        return entries
+    say(
+        f"The card's quality was measured at temperature {card['default_temperature']:g}, so its {len(entries)} "
+        "entries are left out: 'export' with --calibration measures it anew."
+    )
+    return []
 
 
 def _csv(results: dict) -> str:
@@ -237,6 +273,8 @@ def _csv(results: dict) -> str:
 
 def _tell(results: dict) -> None:
     factor = results["deviation_factor"]
+    if not FACTORS[1] <= factor["value"] <= FACTORS[-2]:
+        say(f"The factor is at the edge of what is tried, {FACTORS[0]:.2g} to {FACTORS[-1]:.2g}: do not trust it.")
     print(f"Temperature {results['temperature']:g}, deviation times {factor['value']:.3f}.")
     for entry in results["coverage"]:
         drawn, before, after = (f"{100 * entry[name]['value']:.1f}" for name in ("samples", "before", "after"))

@@ -26,6 +26,9 @@ from CTHarmonizeTraining.evaluation.reliability import Crop, crps
 BORDER = 16
 """Pixels at a crop's edges that are not scored: the network sees less around them than in a whole slice."""
 
+USUAL_SHARE = 0.6
+"""Of pairs that lead to full dose in training, unless its configuration says otherwise."""
+
 _STEP = 8  # crops of measured pairs are cut on blocks of so many pixels
 
 
@@ -46,8 +49,8 @@ class Pairs:
     """``count`` random pairs, the same for the same seed, taken from ``stores`` in turn.
 
     ``mapping`` (source, target) limits them: kernels of simulated scenes, or names of measured series with ``*``.
-    Pixel sizes of scenes are drawn from ``pixel_range``, mm; what is told of the target is true, of the source as exact
-    as a measurement. Crops without tissue are left out.
+    Pixel sizes of scenes are drawn from ``pixel_range``, mm; ``full_dose_share`` of the pairs lead to full dose. What
+    is told of the target is true, of the source as exact as a measurement. Crops without tissue are left out.
     """
 
     def __init__(
@@ -58,17 +61,18 @@ class Pairs:
         seed: int,
         pixel_range: tuple[float, float],
         mapping: tuple[str, str] | None = None,
+        full_dose_share: float = USUAL_SHARE,
     ) -> None:
         self.count, self.names = count, [Path(path).stem for path in stores]
         self.datasets: list[MeasuredPairs | PairDataset] = []
         for path in stores:
             if PatientStore.recognizes(path):
                 only = {} if mapping is None else {"series": mapping}
-                self.datasets.append(MeasuredPairs([path], count, size, 1, seed, **only))
+                pairs = MeasuredPairs([path], count, size, 1, seed, full_dose_share=full_dose_share, **only)
             else:
-                self.datasets.append(
-                    PairDataset([path], count, size, 1, seed, pixel_range=pixel_range, kernels=mapping)
-                )
+                options = {"pixel_range": pixel_range, "kernels": mapping, "full_dose_share": full_dose_share}
+                pairs = PairDataset([path], count, size, 1, seed, **options)
+            self.datasets.append(pairs)
 
     def __iter__(self) -> Iterator[Pair]:
         for number in range(self.count):

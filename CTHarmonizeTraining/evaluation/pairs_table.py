@@ -1,4 +1,5 @@
-"""``ctharmonize-train evaluate``: every kernel to every kernel, at low dose to full dose, against known truth."""
+"""``ctharmonize-train evaluate``: every kernel to every one that a model reaches, low dose to full dose, against known
+truth."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ import CTHarmonizeLib
 import CTHarmonizeTraining.evaluation
 import CTHarmonizeTraining.simulation
 from CTHarmonizeLib import report as lib_report
+from CTHarmonizeLib.ct.acquisition import parse_kernel
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
+from CTHarmonizeLib.models import Model
 from CTHarmonizeLib.request import Request
 from CTHarmonizeLib.version import __version__
 from CTHarmonizeTraining.console import say
@@ -28,6 +31,9 @@ from CTHarmonizeTraining.evaluation.simulated import (
     slices_of_ct,
     slices_of_phantoms,
 )
+
+USUAL_SPACING = 0.66
+"""mm of the images' pixels."""
 
 Mapping = tuple[str, float, str]
 """Source kernel, source dose in percent, target kernel."""
@@ -45,7 +51,7 @@ def evaluate(
     model: str | None = None,
     samples: int = 16,
     temperature: float | None = None,
-    pixel_spacing: float = 0.66,
+    pixel_spacing: float = USUAL_SPACING,
     size: int = 512,
     doses: tuple[float, ...] = (10.0, 25.0),
     target_dose: float = 100.0,
@@ -59,6 +65,7 @@ def evaluate(
 ) -> dict:
     """Judge a method on simulated scans: results.json, results.csv, table.md and figures; returns the results.
 
+    Judged are the smooth, medium and sharp kernels that the model's card reaches, or its own where it reaches none.
     Simulated scans and finished mappings are kept, so that a stopped run goes on and the next model is judged
     quickly.
 
@@ -92,7 +99,9 @@ def evaluate(
     output = check_output_folder(output)
     request = Request(method=method, model=model, samples=samples, temperature=temperature, seed=seed)
     candidates = Candidates(replace(request, device=device, precision=precision))
-    protocol = Protocol(pixel_spacing, size, tuple(map(float, doses)), target_dose, views, photons, seed)
+    sources, targets = _kernels(candidates.choice.model, pixel_spacing, target_dose)
+    kernels = tuple(dict.fromkeys((*KERNELS, *sources, *targets)))  # the named ones show regions and sharpness
+    protocol = Protocol(pixel_spacing, size, tuple(map(float, doses)), target_dose, views, photons, seed, kernels)
     cache = cache or output / "simulated"
     true = slices_of_ct(ct, slices) if ct is not None else slices_of_phantoms(phantom, slices, cache, progress=say)
     scans = simulated_scans(true, protocol, cache, say)
@@ -101,7 +110,7 @@ def evaluate(
         raise InputError("The slices show no body: choose others.")
     about = _about(scans, candidates)
     pairs, start = [], time.perf_counter()
-    mappings = [(source, dose, target) for dose in protocol.doses for source in KERNELS for target in KERNELS]
+    mappings = [(source, dose, target) for dose in protocol.doses for source in sources for target in targets]
     for number, mapping in enumerate(mappings, start=1):
         shown = figures and mapping[1] == min(protocol.doses) and (mapping[0], mapping[2]) in FIGURES
         pairs.append(_evaluated(scans, regions, candidates, mapping, output, about, shown))
@@ -113,6 +122,38 @@ def evaluate(
     _write(output / "table.md", table)
     print(table)
     return results
+
+
+def _kernels(model: Model | None, pixel_spacing: float, target_dose: float) -> tuple[list[str], list[str]]:
+    """Source and target kernels that ``model`` reaches: of :data:`KERNELS`, or, where it is none of them, the middle of
+    the card's f50. Says which are left out; raises InputError where nothing is left."""
+    if model is None:
+        return [*KERNELS], [*KERNELS]
+    low, high = model.card["target"]["dose"]
+    if not low <= target_dose <= high:
+        raise InputError(
+            f"The model '{model.name}' reaches doses of {low:g} to {high:g} %, not {target_dose:g} %: there is nothing "
+            "to judge."
+        )
+    chosen = []
+    for side in ("source", "target"):
+        low, high = model.card[side]["f50"]
+
+        def reached(kernel: str, low: float = low, high: float = high) -> bool:
+            return low - 1e-6 <= parse_kernel(kernel, pixel_spacing).f50 <= high + 1e-6
+
+        named, own = [kernel for kernel in KERNELS if reached(kernel)], f"{(low + high) / 2:.3g}"
+        if not named and not reached(own):
+            raise InputError(
+                f"The model '{model.name}' is for a {side} f50 of {low:g} to {high:g} lp/cm, which pixels of "
+                f"{pixel_spacing:g} mm do not show: give another pixel spacing."
+            )
+        missing = [kernel for kernel in KERNELS if kernel not in named]
+        if missing:
+            instead = "" if named else f"; its own, of {own} lp/cm, is judged"
+            say(f"The model has no {' and no '.join(missing)} {side} kernel: left out{instead}.")
+        chosen.append(named or [own])
+    return chosen[0], chosen[1]
 
 
 def _evaluated(
@@ -160,7 +201,7 @@ def _about(scans: SimulatedScans, candidates: Candidates) -> dict:
             "true_detail": true.fine,
             "content": hashlib.sha256(true.hu.tobytes()).hexdigest(),
         },
-        "protocol": {**vars(protocol), "doses": list(protocol.doses)},
+        "protocol": {**vars(protocol), "doses": list(protocol.doses), "kernels": list(protocol.kernels)},
         "method": candidates.request.method,
         "model": card and {key: card[key] for key in ("name", "version", "weights_sha256", "deviation_factor")},
         "samples": choice.samples,

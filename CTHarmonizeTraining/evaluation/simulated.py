@@ -7,7 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ KERNELS = ("smooth", "medium", "sharp")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the slices are scanned.
+    """How the slices are scanned, with which ``kernels``.
 
     ``pixel_spacing`` (mm) and ``size`` (pixels) of the images, around the isocentre; source ``doses`` and
     ``target_dose`` in percent; ``views``; ``photons`` at 100 % (:class:`Exposure`); ``seed`` of the noise.
@@ -38,6 +38,7 @@ class Protocol:
     views: int = 1000
     photons: float = 2.5e5
     seed: int = 0
+    kernels: tuple[str, ...] = field(default=KERNELS, repr=False)  # kept scans are known by the kernels' MTF
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,11 @@ def simulated_scans(
         protocol,
         {
             (kernel, dose): np.stack([image[_source_key(kernel, dose)] for image in images])
-            for kernel in KERNELS
+            for kernel in protocol.kernels
             for dose in protocol.doses
         },
-        {kernel: np.stack([image[f"target_{kernel}"] for image in images]) for kernel in KERNELS},
-        {kernel: np.stack([image[f"clean_{kernel}"] for image in images]) for kernel in KERNELS},
+        {kernel: np.stack([image[f"target_{kernel}"] for image in images]) for kernel in protocol.kernels},
+        {kernel: np.stack([image[f"clean_{kernel}"] for image in images]) for kernel in protocol.kernels},
     )
 
 
@@ -179,7 +180,7 @@ def _scan(true: TrueSlices, number: int, protocol: Protocol) -> dict[str, np.nda
     noisy = add_noise(clean.expand(-1, -1, len(doses)), doses, geometry.pitch, generator, exposure)
     grid = Grid(protocol.size, protocol.size, protocol.pixel_spacing)
     images = {}
-    for kernel in KERNELS:
+    for kernel in protocol.kernels:
         mtf = parse_kernel(kernel, protocol.pixel_spacing)
         *sources, target, truth = reconstruct(torch.cat((noisy, clean), 2), geometry, mtf, grid).numpy()
         for dose, source in zip(protocol.doses, sources, strict=True):
@@ -199,7 +200,7 @@ def _whole(hu: np.ndarray) -> np.ndarray:
 
 def _facts(true: TrueSlices, number: int, protocol: Protocol) -> str:
     """All that a slice's images depend on."""
-    kernels = {name: repr(parse_kernel(name, protocol.pixel_spacing)) for name in KERNELS}
+    kernels = {name: repr(parse_kernel(name, protocol.pixel_spacing)) for name in protocol.kernels}
     content = hashlib.sha256(np.ascontiguousarray(true.hu[number], np.float32).tobytes()).hexdigest()
     return json.dumps(
         {"slice": true.indices[number], "pixel": true.pixel, "content": content, "protocol": repr(protocol), **kernels}

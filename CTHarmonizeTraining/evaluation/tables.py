@@ -56,7 +56,7 @@ def markdown(results: dict) -> str:
     skin = ", at the skin in brackets" if data["true_detail"] else ""
     lines += [f"## Sharpness: f50 in lp/cm against the truth{skin}"]
     lines += ["", *_sharpness(results, columns), "## Bone edges: steepness relative to the noise-free target's", ""]
-    lines += _table(results, [*columns, "target"], lambda pair, name: f"{pair['bone'][name]['value']:.2f}")
+    lines += _table(results, [*columns, "target"], lambda pair, name: _number(pair["bone"][name]["value"]))
     return "\n".join(lines)
 
 

@@ -193,7 +193,7 @@ def simulate(
         facts["truth"] = subject.truth | {"slices_laa950_percent": 100.0 * emphysema / lung if lung else None}
     if to_store:
         own = target if insert_noise is None else replace(source, dose=100.0)
-        write_store(output, volumes, {"source": source, "target": own}, facts)
+        write_store(output, volumes, {"source": source, "target": own}, facts, subject.name)
         return
     for name, volume in volumes.items():
         write_nrrd(volume, output / f"{name}.nrrd")

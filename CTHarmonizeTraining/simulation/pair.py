@@ -18,6 +18,9 @@ from CTHarmonizeTraining.simulation.scan import seeded_generator
 from CTHarmonizeTraining.simulation.scanner import Scanner
 from CTHarmonizeTraining.simulation.subject import Subject, check
 
+NOISE_FREE = "target_noise_free"
+"""Name of the target without noise."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -84,7 +87,7 @@ class Desk:
         """A volume for each of ``sides``, all of the same thickness, and ``target_noise_free`` where target is one."""
         (thick,) = {side.slices for side in sides.values()}
         starts = chosen[::thick]
-        names = [*sides, *(["target_noise_free"] if "target" in sides else [])]
+        names = [*sides, *([NOISE_FREE] if "target" in sides else [])]
         images = {name: np.empty((len(starts), self.grid.rows, self.grid.columns), np.int16) for name in names}
         exposure = self.scanner.exposure.of_slices(thick)
         scanner = replace(self.scanner, exposure=exposure)
@@ -100,7 +103,7 @@ class Desk:
                 made = _stored(scanner.image(readings, side.mtf, self.grid).cpu().numpy())
                 images[name][number] = made[0]
                 if name == "target":
-                    images["target_noise_free"][number] = made[1]
+                    images[NOISE_FREE][number] = made[1]
             self.say(f"slice {number + 1} of {len(starts)}")
         return {name: self.subject.place(image, self.grid, chosen.start, thick) for name, image in images.items()}
 

@@ -11,16 +11,19 @@ from typing import Any
 from CTHarmonizeLib.ct.describe import describe
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeTraining.console import say
-from CTHarmonizeTraining.data.patient import PatientStore, Reconstruction
+from CTHarmonizeTraining.data.patient import SIMULATED, PatientStore, Reconstruction
 from CTHarmonizeTraining.data.splits import Splits
 from CTHarmonizeTraining.simulation.pair import Side
 
 
-def write_store(path: Path, volumes: Mapping[str, Volume], sides: Mapping[str, Side], facts: Mapping[str, Any]) -> None:
+def write_store(
+    path: Path, volumes: Mapping[str, Volume], sides: Mapping[str, Side], facts: Mapping[str, Any], source: str
+) -> None:
     """Write ``volumes`` (source, target and, where there is one, target_noise_free) as one set, whole or not at all.
 
     Sharpness is that of the kernel asked for, noise is measured. ``facts``: of the simulation, kept with each
-    reconstruction. The store's part is drawn as for imported patients, into ``splits.json`` beside it.
+    reconstruction; ``source``: the subject's name. The store's part is drawn as for imported patients, into
+    ``splits.json`` beside it.
     """
     reconstructions = []
     for name, volume in volumes.items():
@@ -30,7 +33,8 @@ def write_store(path: Path, volumes: Mapping[str, Volume], sides: Mapping[str, S
     partial = path.with_name(f".{path.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        PatientStore.write(partial, path.stem, "simulated", [(reconstructions, list(volumes.values()))])
+        sets = [(reconstructions, list(volumes.values()))]
+        PatientStore.write(partial, path.stem, SIMULATED, sets, source)
         splits = Splits.of(path.parent)
         part = splits.add(path.stem)
         splits.write(path.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,16 +112,23 @@ class Subject:
         return range(first, last)
 
 
+def phantom_seed(source: str) -> int | None:
+    """Seed of the procedural chest that ``source`` names, ``phantom:7`` (in older stores ``phantom 7``); None for
+    another source."""
+    found = re.fullmatch(r"phantom[: ]([0-9]+)", source)
+    return int(found[1]) if found else None
+
+
 def read_subject(text: str, thickness: float) -> Subject:
     """The phantom of ``phantom:SEED``, in slices of ``thickness`` mm, or the CT volume at a path."""
     return _phantom(text, thickness) if text.startswith("phantom:") else _ct(text)
 
 
 def _phantom(text: str, thickness: float) -> Subject:
-    seed = text.partition(":")[2]
-    if not (seed.isascii() and seed.isdigit()):
+    seed = phantom_seed(text)
+    if seed is None:
         raise InputError(f"'{text}' is no phantom: give phantom: and a whole number, such as phantom:7.")
-    chest, grid = phantom.ChestPhantom(int(seed)), PHANTOM_GRID
+    chest, grid = phantom.ChestPhantom(seed), PHANTOM_GRID
     truth = chest.truth()
     for nodule in truth["nodules"]:
         nodule["centre"][2] *= -1.0

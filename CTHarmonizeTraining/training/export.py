@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -22,18 +23,20 @@ from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.methods import method_named
-from CTHarmonizeLib.models import CARD, WEIGHTS, load_model
+from CTHarmonizeLib.models import CARD, WEIGHTS, Model, load_model
 from CTHarmonizeLib.models.schema import card_problem
 from CTHarmonizeLib.request import Request
 from CTHarmonizeTraining.console import say
-from CTHarmonizeTraining.evaluation.calibration import calibrate
+from CTHarmonizeTraining.data.patient import PatientStore
+from CTHarmonizeTraining.evaluation.calibration import calibrate, output_for, validation_stores
 from CTHarmonizeTraining.evaluation.invariance import compared
-from CTHarmonizeTraining.evaluation.pairs_table import evaluate
+from CTHarmonizeTraining.evaluation.pairs_table import USUAL_SPACING, evaluate
 from CTHarmonizeTraining.simulation.phantom import ChestPhantom
 from CTHarmonizeTraining.training import settings
-from CTHarmonizeTraining.training.base import Training
-from CTHarmonizeTraining.training.facts import data_facts, use_of
+from CTHarmonizeTraining.training.base import StageConfig, Training
+from CTHarmonizeTraining.training.facts import data_facts, simulation, use_of
 from CTHarmonizeTraining.training.fit import NETWORK, RECORD
+from CTHarmonizeTraining.training.origin import check_test_data, initial, origin
 
 HALOS = (16, 32, 48, 64, 96, 128)
 """Pixels of context that are tried."""
@@ -105,11 +108,11 @@ def export(
 
     What the stores and the configuration say goes onto the card by itself. The halo is measured with the engine;
     temperature and deviation are calibrated, where there is data for it, and then the quality is measured on simulated
-    scans of test data that training has not seen, as 'evaluate' judges it.
+    scans of test data that training has not seen, as 'evaluate' judges it. The folder appears when all is done.
 
     Args:
         run: output folder of 'fit'.
-        output: the model folder.
+        output: the model folder; an earlier export of the same weights is replaced, another model never.
         about: YAML file with what only people know: name, version, licence, limits, and data, entries with stores
             (a name or a pattern such as phantom*), name and licence.
         ct: CT volume to judge the model on; or, and also
@@ -123,8 +126,13 @@ def export(
     method, data = settings.load(_of(run, settings.CONFIG))
     record = json.loads(_of(run, RECORD).read_text(encoding="utf-8"))
     told = About.load(about)
-    stores = [Path(entry["path"]) for entry in record["stores"]]
-    _refuse_training_data(record, ct, phantom)
+    trained = origin(record)
+    check_test_data(trained, ct, phantom)
+    for name in trained.get("unlisted", ()):
+        say(f"Note: the card of '{name}', the model to start from, lists no sources: see that it knows no test data.")
+    stores = _stores(record)
+    if calibration is not None:
+        validation_stores(calibration, trained["stores"])
     output = check_output_folder(output)
     try:
         weights = load_file(_of(run, NETWORK))
@@ -133,15 +141,16 @@ def export(
     facts = {
         "name": told.name,
         "version": told.version,
-        **data_facts(stores, data),
+        **data_facts(stores, data, record.get("weights")),
         "default_samples": samples,
         "default_temperature": 1.0,
         "deviation_factor": 1.0,
         "halo": HALOS[-1],
         "training": {
-            "data": told.training_data(stores),
-            "patients": sum(not str(entry.get("source", "")).startswith("phantom") for entry in record["stores"]),
-            "simulated": _simulated(record),
+            **trained,
+            "data": _with_initial(told.training_data(stores), record),
+            "simulated": _simulated(simulation(stores, data), record),
+            "full_dose_share": data.full_dose_share,
             "schedule": _schedule(method, data.size, record),
             "validation": ", ".join(entry["name"] for entry in record["validation"]) or "none",
             "limits": told.limits,
@@ -149,24 +158,36 @@ def export(
         "quality": [],
         "licence": told.licence,
     }
-    write_model(weights, method, facts, output)
-    facts["halo"] = measured_halo(output, device)
-    write_model(weights, method, facts, output)
-    folder = cache or output.with_name(f"{output.name}-evaluation")
-    if calibration is not None:
-        calibrate(str(output), calibration, folder / "calibration", device=device)
-        found = load_model(folder / "calibration").card
-        facts |= {name: found[name] for name in ("default_temperature", "deviation_factor", "calibration")}
-        write_model(weights, method, facts, output)
-    tests = {"ct": ct, "phantom": phantom}
-    for kind, test in tests.items():
-        if test:
-            results = evaluate(
-                folder / kind, slices=slices, model=str(output), samples=samples, device=device,
-                cache=folder / "simulated", figures=False, **{kind: test},
-            )  # fmt: skip
-            facts["quality"] += quality(results)
-    write_model(weights, method, facts, output)
+    aside = output.with_name(f".{output.name}-{os.getpid()}")
+    try:
+        model = load_model(write_model(weights, method, facts, aside))
+        _check_replaced(model, output, calibration)
+        facts["halo"] = measured_halo(aside, device)
+        write_model(weights, method, facts, aside)
+        folder = cache or output.with_name(f"{output.name}-evaluation")
+        if calibration is not None:
+            calibrated = folder / f"calibration-{model.card['weights_sha256'][:10]}"
+            measured = PatientStore.recognizes(stores[0])
+            mapping = data.measured.series if measured else data.simulated.kernels
+            calibrate(str(aside), calibration, calibrated, mapping=mapping, device=device)
+            found = load_model(calibrated).card
+            facts |= {name: found[name] for name in ("default_temperature", "deviation_factor", "calibration")}
+            write_model(weights, method, facts, aside)
+        reached = {
+            "pixel_spacing": float(np.clip(USUAL_SPACING, *facts["pixel_spacing"])),
+            "target_dose": float(facts["target"]["dose"][1]),
+        }
+        tests = {"ct": ct, "phantom": phantom}
+        for kind, test in tests.items():
+            if test:
+                results = evaluate(
+                    folder / kind, slices=slices, model=str(aside), samples=samples, device=device,
+                    cache=folder / "simulated", figures=False, **reached, **{kind: test},
+                )  # fmt: skip
+                facts["quality"] += quality(results)
+        _move(write_model(weights, method, facts, aside), output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     say(f"{output}: {told.name} {told.version}, halo {facts['halo']} pixels, {len(facts['quality'])} measured entries")
 
 
@@ -195,25 +216,30 @@ def write_model(weights: dict[str, Tensor], method: Training, facts: dict, folde
 
 
 def quality(results: dict) -> list[dict]:
-    """A card's ``quality`` from the ``results`` of an evaluation: an entry for each mapping."""
+    """A card's ``quality`` from the ``results`` of an evaluation: an entry for each mapping, with the 95 % interval of
+    its value and, beside it, what the other images have."""
     data = results["data"]
     entries = []
     for pair in results["pairs"]:
         mapping = f"{pair['source']} {pair['dose']:g} % to {pair['target']} {pair['target_dose']:g} %"
-        rmse = {name.replace("-", "_"): round(of["value"], 2) for name, of in pair["rmse"]["clean"].items()}
-        best = rmse.pop("mean") if "mean" in rmse else rmse.pop("encoder")
+        rmse = dict(pair["rmse"]["clean"])
+        drawn = {key: results[key] for key in ("samples", "temperature")} if "mean" in rmse else {}
+        image = "mean of {samples} samples at temperature {temperature:g}".format(**drawn) if drawn else "output"
+        best = rmse.pop("mean") if drawn else rmse.pop("encoder")
         entries.append(
             {
                 "data": f"{data['name']}, {len(data['slices'])} slices, simulated scans",
-                "measure": f"RMSE in HU inside the body against the noise-free target, {mapping}",
-                "value": best,
-                **{_COLUMNS.get(name, name): value for name, value in rmse.items()},
+                "measure": f"RMSE in HU inside the body against the noise-free target, {mapping}; {image}; interval: "
+                "95 %, bootstrap over slices",
+                **{key: round(best[key], 2) for key in ("value", "low", "high")},
+                **drawn,
+                **{_COLUMNS.get(name, name): round(of["value"], 2) for name, of in rmse.items()},
             }
         )
     return entries
 
 
-_COLUMNS = {"input": "untouched", "sample": "one_sample"}
+_COLUMNS = {"input": "untouched", "mtf-filter": "mtf_filter", "sample": "one_sample"}
 
 
 def measured_halo(folder: Path, device: str = "auto") -> int:
@@ -232,7 +258,8 @@ def measured_halo(folder: Path, device: str = "auto") -> int:
             shutil.copy(folder / WEIGHTS, trial)
             Path(trial, CARD).write_text(json.dumps({**card, "halo": halo}), encoding="utf-8")
             whole = Request(
-                kernel=float(np.mean(card["target"]["f50"])), dose=100.0, method=card["method"], model=trial,
+                kernel=float(np.mean(card["target"]["f50"])), dose=card["target"]["dose"][1],
+                method=card["method"], model=trial,
                 source_kernel=float(np.mean(card["source"]["f50"])), samples=2, device=device, precision="float32",
             )  # fmt: skip
             (difference,) = compared(volume, whole, [("tiles", replace(whole, tile=128))])
@@ -249,32 +276,59 @@ def _of(run: Path, name: str) -> Path:
     return run / name
 
 
-def _refuse_training_data(record: dict, ct: Path | None, phantom: Sequence[int] | None) -> None:
-    if ct is None and not phantom:
-        raise InputError("Give test data, a CT volume or seeds of phantoms: a card states measured quality.")
-    seen = {str(entry.get("source")) for entry in record["stores"]}
-    tests = ([ct.name] if ct else []) + [f"phantom {seed}" for seed in phantom or ()]
-    for test in tests:
-        if test in seen or test.replace("phantom ", "phantom:") in seen:
-            raise InputError(f"'{test}' was trained on: judge the model on other data.")
+def _stores(record: dict) -> list[Path]:
+    stores = [Path(entry["path"]) for entry in record["stores"]]
+    for store in stores:
+        if not store.exists():
+            raise InputError(f"The store '{store}' that was trained on is no longer there: put it back for the export.")
+    return stores
 
 
-def _simulated(record: dict) -> str:
-    if any("patient" in entry for entry in record["stores"]):
-        return "No: measured pairs."
-    return (
-        "Pairs rendered from scenes of parallel-beam scans with Poisson and electronic noise; kernels, doses, pixel "
-        "sizes and places drawn continuously."
-    )
+def _with_initial(own: list[dict], record: dict) -> list[dict]:
+    began = initial(record)
+    before = began["training"]["data"] if began else []
+    return [*before, *(entry for entry in own if entry not in before)]
+
+
+def _simulated(own: str, record: dict) -> str:
+    began = initial(record)
+    return f"{own} Of {began['name']} {began['version']}: {began['training']['simulated']}" if began else own
+
+
+def _check_replaced(model: Model, output: Path, calibration: Path | None) -> None:
+    """Raise InputError where ``output`` holds another model than ``model``, or a calibrated one and no calibration is
+    given."""
+    output_for(model, output)
+    if calibration is None and (output / CARD).exists() and "calibration" in load_model(output).card:
+        raise InputError(
+            f"'{output}' holds this model with a calibration, which would be lost: give the calibration's stores "
+            "again, or another folder."
+        )
+
+
+def _move(made: Path, output: Path) -> None:
+    """The finished model into its place; the card last, without which a folder is no model."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name in (WEIGHTS, CARD):
+            os.replace(made / name, output / name)
+    except OSError as error:
+        raise CannotRunError(f"The model folder '{output}' cannot be written: {error.strerror}.") from error
 
 
 def _schedule(method: Training, size: int, record: dict) -> str:
-    stages = [
-        f"{name}: {stage.iterations} iterations of {stage.batch} crops of {size} x {size}, Adam {stage.learning_rate:g}"
-        for name, stage in method.stages().items()
-    ]
-    start = f"; started from {record['initial']}" if record["initial"] else ""
+    stages = [_stage(name, stage, size) for name, stage in method.stages().items()]
+    began = initial(record)
+    start = f"; started from {began['name']} {began['version']}" if began else ""
     return f"{'; '.join(stages)}{start}; {record['device']}"
+
+
+def _stage(name: str, stage: StageConfig, size: int) -> str:
+    words = f"{name}: {stage.iterations} iterations of {stage.batch} crops of {size} x {size}, "
+    words += f"Adam {stage.learning_rate:g}"
+    if stage.halved_at:
+        words += f", halved after {', '.join(f'{100 * share:g}' for share in stage.halved_at)} %"
+    return words + (f", weights averaged ({stage.average:g})" if stage.average else "")
 
 
 def _stored(name: str, value: Tensor) -> Tensor:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from CTHarmonizeLib.ct.acquisition import Acquisition, NoiseTable, parse_kernel
-from CTHarmonizeLib.ct.mtf import nyquist
+from CTHarmonizeLib.ct.mtf import NYQUIST_SHARE, nyquist
 from CTHarmonizeLib.methods.ctflow import acquisitions_of
 from CTHarmonizeTraining.data.measured import FULL_DOSE, MeasuredPairs
 from CTHarmonizeTraining.data.pairs import PairDataset
-from CTHarmonizeTraining.data.patient import PatientStore, Reconstruction
+from CTHarmonizeTraining.data.patient import SIMULATED, PatientStore
+from CTHarmonizeTraining.data.render import LOWEST_F50
 from CTHarmonizeTraining.data.scenes import SceneSampler
+from CTHarmonizeTraining.simulation.pair import NOISE_FREE
 from CTHarmonizeTraining.training.settings import DataConfig
 
 TABLE_F50 = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
@@ -28,15 +31,52 @@ _DRAWN = 400
 _NEAR = 0.05
 """What lies within this share of a trained value counts as trained."""
 
-_LOWEST_F50 = 2.3
+_GAP = 0.10
+"""Share by which an f50 has to exceed the last one to be another kernel's, not the same one's scatter."""
 
 
-def data_facts(stores: Sequence[Path], data: DataConfig) -> dict:
+def data_facts(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None = None) -> dict:
     """A card's ``pixel_spacing``, ``slice_thickness``, ``source``, ``target`` and ``noise_at_full_dose``, for what
-    ``stores`` hold and ``data`` draws from it."""
+    ``stores`` hold and ``data`` and the stores' ``weights`` draw from it."""
     if PatientStore.recognizes(stores[0]):
-        return _measured(stores, data)
-    return _simulated([SceneSampler(path) for path in stores], stores, data)
+        return _measured(stores, data, weights)
+    return _simulated([SceneSampler(path) for path in stores], stores, data, weights)
+
+
+def simulation(stores: Sequence[Path], data: DataConfig) -> str:
+    """A card's ``training.simulated``: which pairs were simulated, and how."""
+    opened = [PatientStore(path) for path in stores if PatientStore.recognizes(path)]
+    made = [store for store in opened if store.layout == SIMULATED]
+    sentences = []
+    if len(opened) < len(stores):
+        options, share = data.simulated, data.full_dose_share
+        kernels = (
+            f"kernels drawn continuously from an f50 of {LOWEST_F50:g} lp/cm to 0.8 of Nyquist's frequency"
+            if options.kernels is None
+            else f"kernels {options.kernels[0]} (source) and {options.kernels[1]} (target)"
+        )
+        low, high = options.pixel_range
+        pixels = f"{low:g} mm" if low == high else f"{low:g} to {high:g} mm"
+        sentences.append(
+            "Pairs rendered from scenes of parallel-beam scans with Poisson and electronic noise; "
+            f"{kernels}; pixels of {pixels}; {100.0 * share:g} % of the targets at full dose, the others at any."
+        )
+    if made:
+        ways = dict.fromkeys(_way(store) for store in made)
+        sentences.append(f"Whole scans of {len(made)} stores: {'; '.join(ways)}.")
+    if len(made) < len(opened):
+        sentences.append(f"{'No: m' if not made else 'The others: m'}easured pairs.")
+    return " ".join(sentences)
+
+
+def _way(store: PatientStore) -> str:
+    """How the scans of ``store`` were simulated, as ``simulate`` notes it with each."""
+    facts = store.sets[0].reconstructions[0].facts
+    source, target = facts["source"], facts["target"]
+    kernel = f"{source['kernel']} at {source['dose']:g} %"
+    if facts["inserted_noise"]:
+        return f"noise inserted into a scan ({kernel})"
+    return f"{facts['beam']} beam, {kernel} and {target['kernel']} at {target['dose']:g} %"
 
 
 def use_of(store: Path) -> str:
@@ -44,7 +84,8 @@ def use_of(store: Path) -> str:
     if PatientStore.recognizes(store):
         sets = PatientStore(store).sets
         slices = sum(len(entry.body) for entry in sets)
-        return f"measured; {slices} slices in {sum(len(entry.reconstructions) for entry in sets)} reconstructions"
+        kind = "simulated" if PatientStore(store).layout == SIMULATED else "measured"
+        return f"{kind}; {slices} slices in {sum(len(entry.reconstructions) for entry in sets)} reconstructions"
     sampler = SceneSampler(store)
     starved = len(sampler) - len(sampler.usable)
     without = f" ({starved} starved of photons were left out)" if starved else ""
@@ -77,13 +118,17 @@ def noise_table(samplers: Sequence[SceneSampler], pixel_spacing: float = 0.5) ->
     }
 
 
-def _simulated(samplers: Sequence[SceneSampler], stores: Sequence[Path], data: DataConfig) -> dict:
+def _simulated(
+    samplers: Sequence[SceneSampler], stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None
+) -> dict:
     spacing, kernels = data.simulated.pixel_range, data.simulated.kernels
-    reach = [_LOWEST_F50, round(0.8 * nyquist(spacing[0]), 2)]
-    f50 = [reach, reach] if kernels is None else [_around([parse_kernel(k, spacing[0]).f50]) for k in kernels]
+    reach = [LOWEST_F50, round(NYQUIST_SHARE * nyquist(spacing[0]), 2)]
+    f50 = [reach, reach]
+    if kernels is not None:  # large pixels hold sharp kernels down
+        f50 = [_around([parse_kernel(kernel, pixel).f50 for pixel in spacing]) for kernel in kernels]
     table = noise_table(samplers)
     pairs = PairDataset(
-        stores, _DRAWN, 32, 1, pixel_range=spacing, kernels=kernels, full_dose_share=data.full_dose_share
+        stores, _DRAWN, 32, 1, weights=weights, full_dose_share=data.full_dose_share, **asdict(data.simulated)
     )
     told = [acquisitions_of(pairs[index]["acquisition"].tolist()) for index in range(_DRAWN)]
     noise = np.array([source.noise for source, _ in told])
@@ -102,46 +147,55 @@ def _lowest_dose(doses: Sequence[float]) -> int:
     return int(np.clip(5 * np.ceil(np.percentile(doses, 5) / 5), 5, 100))
 
 
-def _measured(stores: Sequence[Path], data: DataConfig) -> dict:
-    pairs = MeasuredPairs(stores, 1, data.size, 1, series=data.measured.series, full_dose_share=data.full_dose_share)
-    sides: tuple[list[Reconstruction], list[Reconstruction]] = ([], [])
-    for source in pairs.sources:
-        for pair in source.upward if data.full_dose_share >= 1.0 else source.pairs:
-            for side, which in zip(sides, pair, strict=True):
-                side.append(source.set.reconstructions[which])
-    sources, targets = ([entry.acquisition for entry in side] for side in sides)
-    full = [entry for entry in sides[1] if entry.dose >= FULL_DOSE * max(other.dose for other in sides[1])]
+def _measured(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None) -> dict:
+    pairs = MeasuredPairs(
+        stores, 1, data.size, 1, weights=weights, full_dose_share=data.full_dose_share, **asdict(data.measured)
+    )
+    sources, targets, parts = [], [], []  # each target's part of its set's full dose
+    for drawn, share in zip(pairs.sources, pairs.share, strict=True):
+        if share == 0.0:
+            continue
+        entries = drawn.set.reconstructions
+        chosen = drawn.upward if data.full_dose_share >= 1.0 else drawn.pairs
+        sources += [entries[index] for index in sorted({source for source, _ in chosen})]
+        aims = [entries[index] for index in sorted({target for _, target in chosen})]
+        targets += aims
+        parts += [entry.dose / max(other.dose for other in entries) for entry in aims]
+    highest = 1.0 if max(parts) >= FULL_DOSE else max(parts)  # of less than full dose, noise tells what full would be
+    full = [entry for entry, part in zip(targets, parts, strict=True) if part >= FULL_DOSE * highest]
+    noisy = [entry.acquisition for entry in full if entry.name != NOISE_FREE] or [entry.acquisition for entry in full]
+    source, target = ([entry.acquisition for entry in side] for side in (sources, targets))
     return {
-        "pixel_spacing": _around([entry.pixel_spacing for entry in sources]),
-        "slice_thickness": _around([entry.slice_thickness for entry in sources]),
-        "source": {"f50": _around([entry.f50 for entry in sources]), "noise": _around([e.noise for e in sources])},
+        "pixel_spacing": _around([entry.pixel_spacing for entry in source]),
+        "slice_thickness": _around([entry.slice_thickness for entry in source]),
+        "source": {"f50": _around([entry.f50 for entry in source]), "noise": _around([e.noise for e in source])},
         "target": {
-            "f50": _around([entry.f50 for entry in targets]),
-            "dose": [min(100.0, round(min(entry.dose for entry in sides[1]))), 100.0],
+            "f50": _around([entry.f50 for entry in target]),
+            "dose": [round(100.0 * part, 1) for part in (min(parts), highest)],
             "thickness": None,
         },
-        "noise_at_full_dose": _measured_noise([entry.acquisition for entry in full]),
+        "noise_at_full_dose": _measured_noise([replace(entry, noise=entry.noise * highest**0.5) for entry in noisy]),
     }
 
 
 def _measured_noise(full: Sequence[Acquisition]) -> dict:
-    """Noise against f50 of full-dose reconstructions, in steps of 0.5 lp/cm; one step is taken as flat."""
-    steps: dict[float, list[Acquisition]] = {}
-    for entry in full:
-        steps.setdefault(round(2 * entry.f50) / 2, []).append(entry)
-    points = sorted(
-        (float(np.median([e.f50 for e in group])), float(np.median([e.noise for e in group])))
-        for group in steps.values()
-    )
+    """Noise against f50 of full-dose reconstructions: a point for each group of them that lies apart; one group is
+    taken as flat."""
+    groups: list[list[Acquisition]] = []
+    for entry in sorted(full, key=lambda entry: entry.f50):
+        if not groups or entry.f50 > (1.0 + _GAP) * groups[-1][-1].f50:
+            groups.append([])
+        groups[-1].append(entry)
+    points = [(np.median([entry.f50 for entry in group]), np.median([e.noise for e in group])) for group in groups]
     if len(points) == 1:
-        (f50, sigma), = points
+        ((f50, sigma),) = points
         points = [((1.0 - _NEAR) * f50, sigma), ((1.0 + _NEAR) * f50, sigma)]
     return {
-        "phantom": "the patients' own full-dose scans, median",
+        "phantom": "the pairs' own full-dose scans, median",
         "pixel_spacing": round(float(np.median([entry.pixel_spacing for entry in full])), 3),
         "slice_thickness": round(float(np.median([entry.slice_thickness for entry in full])), 2),
-        "f50": [round(f50, 2) for f50, _ in points],
-        "sigma": [round(sigma, 1) for _, sigma in points],
+        "f50": [round(float(f50), 2) for f50, _ in points],
+        "sigma": [round(float(sigma), 2) for _, sigma in points],
     }
 
 

@@ -214,6 +214,24 @@ def test_the_command_makes_a_calibrated_model(model: Path, store: Path, tmp_path
     assert run(model, store, tmp_path / "other", seed=1) != results
 
 
+def test_quality_at_another_temperature_leaves_the_card(
+    model: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(model, store, tmp_path / "same", temperatures=(0.8,))
+    assert load_model(tmp_path / "same").card["quality"] == load_model(model).card["quality"] != []
+    run(model, store, tmp_path / "other", temperatures=(0.5,))
+    assert load_model(tmp_path / "other").card["quality"] == []
+    assert "quality was measured at temperature 0.8, so its 1 entries are left out" in capsys.readouterr().err
+
+
+def test_calibration_draws_doses_as_training_did() -> None:
+    card = {"target": {"dose": [10.0, 100.0]}, "training": {}}
+    assert calibration._full_dose_share(card, False) == 0.6
+    assert calibration._full_dose_share(card, True) == 1.0  # the kernels of a model of one mapping
+    assert calibration._full_dose_share({**card, "target": {"dose": [90.0, 100.0]}}, False) == 1.0
+    assert calibration._full_dose_share({**card, "training": {"full_dose_share": 0.0}}, True) == 0.0
+
+
 def test_what_cannot_be_calibrated_is_refused_in_a_sentence(model: Path, store: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the model itself"):
         run(model, store, model / ".." / model.name)
@@ -227,6 +245,10 @@ def test_what_cannot_be_calibrated_is_refused_in_a_sentence(model: Path, store: 
     ):
         with pytest.raises(InputError, match=reason):
             run(model, store, tmp_path / "out", **changes)
+    training = {"data": [], "patients": 0, "simulated": "", "stores": ["scenes"]}
+    seen = make_model_folder(tmp_path / "seen", training=training)
+    with pytest.raises(InputError, match="trained on a store called 'scenes'"):
+        run(seen, store, tmp_path / "out")
     for changes, reason in (({"method": "mtf-filter"}, "draws no samples"), ({"default_samples": 1}, "one sample")):
         with pytest.raises(InputError, match=reason):
             run(make_model_folder(tmp_path / reason, **changes), store, tmp_path / "out")

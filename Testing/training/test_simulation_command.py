@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+import zarr
 
 from CTHarmonizeLib.ct.io import read_volume, write_nrrd
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS
@@ -301,7 +302,9 @@ def test_a_pair_becomes_a_store_for_training(ct, pair, tmp_path):
     assert main(run) == 0
     store = PatientStore(tmp_path / "disk.zarr")
     (entry,) = store.sets
-    assert store.patient == "disk" and [each.name for each in entry.reconstructions] == list(IMAGES)
+    assert (store.patient, store.layout) == ("disk", "simulated")
+    assert zarr.open_group(tmp_path / "disk.zarr", mode="r").attrs["source"] == "disk.nrrd"
+    assert [each.name for each in entry.reconstructions] == list(IMAGES)
     images = values(pair)
     for number, (name, each) in enumerate(zip(IMAGES, entry.reconstructions, strict=True)):
         np.testing.assert_array_equal(entry.hu[number], images[name])
