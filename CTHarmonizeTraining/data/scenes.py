@@ -19,6 +19,7 @@ from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.data.render import PixelGrid, Sampler, seen_through
 from CTHarmonizeTraining.simulation.projector import wide_band_mtf
 from CTHarmonizeTraining.simulation.scenes import CLEAN_STEP, SceneStore
+from CTHarmonizeTraining.simulation.subject import phantom_seed
 
 LEAST_TISSUE = 0.02
 """Share of a scene that must be water-like tissue for its noise to be told by it."""
@@ -67,7 +68,7 @@ class SceneSampler:
         self.size = self.clean.shape[-1]
         self.frequency = np.linspace(0.0, 10.0 * 0.5 / self.pixel, 61)
         # Procedural phantoms have no noise: a measurement would read 2 to 5 HU of anatomy.
-        self.noiseless = str(store.group.attrs["source"]).startswith("phantom")
+        self.noiseless = phantom_seed(str(store.group.attrs["source"])) is not None
         self.power, self.own = self._kept() or self._keep(self._measure_noise(), self._measure_own_noise())
         self.full_dose_noise = self._full_dose_noise()
         self.usable = np.flatnonzero(self.full_dose_noise < STARVED_NOISE)
