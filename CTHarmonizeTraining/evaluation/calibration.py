@@ -102,9 +102,9 @@ def calibrate(
         scores.append(sampler.score(pair, tried, SCORED_SAMPLES))
         say(f"temperature: {number} of {len(pairs)} crops")
     curve = _curve(tried, np.array(scores), np.array([pair.mask.sum() for pair in pairs]))
-    temperature = min(curve, key=lambda entry: entry["crps"].value)["temperature"]
+    temperature = chosen_temperature(curve)
     if len(tried) > 1 and temperature in (tried[0], tried[-1]):
-        say(f"The lowest score is at the edge, {temperature:g}: try temperatures beyond it.")
+        say(f"The temperature is at the edge, {temperature:g}: try others beyond it.")
     measured = []
     for number, pair in enumerate(pairs, start=1):
         measured.append(sampler.crop(pair, temperature, samples, ensemble))

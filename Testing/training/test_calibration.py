@@ -25,8 +25,9 @@ from CTHarmonizeLib.models import load_model
 from CTHarmonizeTraining.cli import main
 from CTHarmonizeTraining.data.patient import PatientStore, Reconstruction
 from CTHarmonizeTraining.evaluation import calibration, reliability
-from CTHarmonizeTraining.evaluation.calibration import calibrate
+from CTHarmonizeTraining.evaluation.calibration import calibrate, chosen_temperature
 from CTHarmonizeTraining.evaluation.ensembles import Pairs, Sampler
+from CTHarmonizeTraining.evaluation.measures import Estimate
 from CTHarmonizeTraining.evaluation.reliability import LEVELS, Crop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
@@ -140,6 +141,17 @@ def curve_of(*scores: float) -> list[dict]:
     return calibration._curve([0.8, 0.9, 1.0], np.array([scores]), np.array([1]))
 
 
+def test_temperatures_that_the_crops_cannot_tell_apart_stay_near_1() -> None:
+    def curve(*lows: float) -> list[dict]:
+        tried = (0.9, 1.0, 1.05, 1.1)
+        above = [Estimate(max(low, 0.0) + 0.1, low, 1.0) for low in lows]
+        return [{"temperature": t, "above_lowest": entry} for t, entry in zip(tried, above, strict=True)]
+
+    assert chosen_temperature(curve(0.3, -0.1, 0.0, 0.4)) == 1.0
+    assert chosen_temperature(curve(0.3, 0.2, 0.0, -0.1)) == 1.05
+    assert chosen_temperature(curve(0.0, 0.1, 0.2, 0.4)) == 0.9
+
+
 def test_the_parabola_says_where_between_the_temperatures() -> None:
     assert calibration._vertex(curve_of(*((t - 0.92) ** 2 for t in (0.8, 0.9, 1.0)))) == pytest.approx(0.92)
     assert calibration._vertex(curve_of(1.0, 2.0, 3.0)) is None
@@ -202,7 +214,9 @@ def test_the_command_makes_a_calibrated_model(model: Path, store: Path, tmp_path
     results = json.loads((output / "calibration.json").read_text())
     card = load_model(output).card
     scores = {entry["temperature"]: entry["crps"]["value"] for entry in results["temperatures"]}
-    assert card["default_temperature"] == results["temperature"] == min(scores, key=scores.get)
+    alike = [entry["temperature"] for entry in results["temperatures"] if entry["above_lowest"]["low"] <= 0]
+    assert min(scores, key=scores.get) in alike
+    assert card["default_temperature"] == results["temperature"] == max(alike)  # of those up to 1
     assert card["deviation_factor"] == results["deviation_factor"]["value"] != 1.0
     assert card["calibration"]["coverage"] == results["coverage"] and card["calibration"]["stores"] == ["scenes"]
     assert card["calibration"]["pixels"] == results["pixels"] <= 3 * 16**2
