@@ -149,6 +149,16 @@ def _full_dose_share(card: dict, simulated_mapping: bool) -> float:
     return card["training"].get("full_dose_share", 1.0 if only_full else USUAL_SHARE)
 
 
+def chosen_temperature(curve: Sequence[Mapping]) -> float:
+    """The temperature nearest to 1, with which the flow was trained, whose score is not clearly above the lowest.
+
+    Of two that the crops cannot tell apart (the 95 % interval of their difference holds 0), the one that is farther
+    from 1 would only follow the noise.
+    """
+    alike = [entry["temperature"] for entry in curve if entry["above_lowest"].low <= 0.0]
+    return min(alike, key=lambda temperature: abs(temperature - 1.0))
+
+
 def _curve(temperatures: Sequence[float], scores: np.ndarray, pixels: np.ndarray) -> list[dict]:
     """CRPS (HU) at each temperature, and by how much it exceeds the lowest (paired: the same crops and latents).
 
