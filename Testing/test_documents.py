@@ -40,7 +40,7 @@ def commands(program: str) -> list[str]:
 
 
 def options(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])(--?[A-Za-z][\w-]*)", text))
+    return set(re.findall(r"(?<![\w-])(--?[A-Za-z](?:[\w.-]*\w)?)", text))
 
 
 def main_of(program: str) -> Callable:
@@ -61,10 +61,23 @@ def help_of(program: str, subcommand: str, capsys) -> str:
     return capsys.readouterr().out
 
 
+def settings_of_the_method() -> set[str]:
+    """Dotted names of what a configuration says of its method: options that no help lists."""
+    from CTHarmonizeTraining.training import settings
+
+    def names(entries: dict, place: str = "") -> set[str]:
+        inner = (names(value, f"{place}{key}.") for key, value in entries.items() if isinstance(value, dict))
+        return {f"{place}{key}" for key in entries}.union(*inner)
+
+    return names(settings.load("ctflow-compact")[0].as_dict()["init_args"])
+
+
 @pytest.mark.parametrize("line", commands("ctharmonize") + commands("ctharmonize-train"))
 def test_command_exists_with_its_options(line, capsys):
     program, subcommand, *arguments = shlex.split(line.split("||")[0])
     known = options(help_of(program, subcommand, capsys)) | {"--help"}
+    if subcommand == "fit":
+        known |= {f"--method.{name}" for name in settings_of_the_method()}
     asked = {argument.split("=")[0] for argument in arguments if re.match(r"--?[A-Za-z]", argument)}
     assert asked <= known
 

@@ -33,10 +33,10 @@ def _temperature(axes, results: dict) -> None:
         np.array([entry["above_lowest"][key] for entry in results["temperatures"]]) for key in ("value", "low", "high")
     )
     axes.errorbar(temperature, value, [value - low, high - value], color=_AFTER, marker="o", capsize=3)
-    best = int(value.argmin())
-    lowest = results["temperatures"][best]["crps"]["value"]
-    axes.plot(temperature[best], value[best], "o", markersize=12, markerfacecolor="none", color=_TRUE)
-    axes.set_title(f"Temperature: {temperature[best]:g} chosen")
+    lowest = results["temperatures"][int(value.argmin())]["crps"]["value"]
+    chosen = results["temperature"]
+    axes.plot(chosen, value[temperature == chosen], "o", markersize=12, markerfacecolor="none", color=_TRUE)
+    axes.set_title(f"Temperature: {chosen:g} chosen")
     axes.set_xlabel("temperature")
     axes.set_ylabel(f"CRPS, HU above the lowest ({lowest:.2f})")
 

@@ -41,7 +41,7 @@ from CTHarmonizeTraining.training.origin import check_test_data, initial, origin
 HALOS = (16, 32, 48, 64, 96)
 """Pixels of context that are tried."""
 
-LARGEST_DIFFERENCE = 0.05
+LARGEST_DIFFERENCE = 0.01
 """HU between the deviation, which is not rounded, of a tiled and of an untiled run that a halo may leave."""
 
 NOTICE = "Research use, not a medical device."

@@ -29,7 +29,9 @@ from CTHarmonizeTraining.data.patient import BLOCK, PatientStore, Reconstruction
 from CTHarmonizeTraining.data.splits import PARTS, Splits, drawn_part, stores_for
 from CTHarmonizeTraining.importing.anatomy import MU_MAX
 from CTHarmonizeTraining.importing.command import import_collection
+from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.fit import NETWORK, fit
+from CTHarmonizeTraining.training.trainer import Machine
 
 SIDE, PIXEL = 96, 3.0
 
@@ -413,23 +415,24 @@ def configuration(tmp_path) -> Path:
         encoder_blocks=1, encoder_channels=8, encoder_growth=4, encoder_taps=[1], steps=1, hidden=8, feature_channels=8
     )
     stage = {"iterations": 2, "batch": 2, "learning_rate": 0.0001}
-    settings = {
-        "method": "ctflow", "intensity_window": [-1000, 500], "network": network, "truth": "target",
-        "data": {"size": 32, "workers": 1, "kernels": ["medium", "medium"], "full_dose_share": 1.0},
-        "encoder": stage, "flow": stage,
-    }  # fmt: skip
+    kind = {"class_path": "CTHarmonizeTraining.training.ctflow.CTFlowTraining"}
+    kind["init_args"] = {"network": network, "truth": "target", "encoder": stage, "flow": stage}
+    data = {"size": 32, "workers": 1, "full_dose_share": 1.0, "simulated": {"kernels": ["medium", "medium"]}}
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings))
+    path.write_text(yaml.safe_dump({"method": kind, "data": data}))
     return path
+
+
+MACHINE = Machine("cpu", precision="32-true")
 
 
 def test_fit_trains_on_measured_pairs(challenge, configuration, tmp_path) -> None:
     stores = tmp_path / "stores"
     stores.mkdir()
     for name in ("L067", "L333"):
-        (stores / f"{name}.zarr").symlink_to(challenge[1] / "L067.zarr")
+        shutil.copytree(challenge[1] / "L067.zarr", stores / f"{name}.zarr")
     Splits(0, {"L067": "train", "L333": "validation"}).write(stores)
-    fit(str(configuration), stores, tmp_path / "run", accelerator="cpu", precision="32-true", progress=False)
+    fit(stores, tmp_path / "run", *settings.load(configuration), machine=MACHINE)
     assert (tmp_path / "run" / NETWORK).is_file()
     for stage in ("encoder", "flow"):
         state = torch.load(tmp_path / "run" / stage / "last.ckpt", weights_only=True)
@@ -443,15 +446,15 @@ def test_fit_says_what_measured_pairs_cannot_give(challenge, configuration, tmp_
     stores.mkdir()
     (stores / "L067.zarr").symlink_to(challenge[1] / "L067.zarr")
     with pytest.raises(InputError, match="no splits.json"):
-        fit(str(configuration), stores, tmp_path / "run", accelerator="cpu", progress=False)
+        fit(stores, tmp_path / "run", *settings.load(configuration), machine=MACHINE)
     (stores / "splits.json").write_text('{"seed": 0, "patients": {"L067": "train"}}')
     with pytest.raises(InputError, match="truth has to be target"):
-        fit(str(configuration), stores, tmp_path / "run", accelerator="cpu", progress=False)
+        fit(stores, tmp_path / "run", *settings.load(configuration), machine=MACHINE)
     configuration.write_text(text)
     scenes = tmp_path / "scenes.zarr"
     zarr.open_group(str(scenes), mode="w")
     with pytest.raises(InputError, match="cannot be mixed"):
-        fit(str(configuration), stores, tmp_path / "run", scenes, accelerator="cpu", progress=False)
+        fit(stores, tmp_path / "run", *settings.load(configuration), scenes, machine=MACHINE)
 
 
 def test_a_lost_split_is_written_again(challenge, tmp_path) -> None:
