@@ -14,7 +14,7 @@ import CTHarmonizeTraining.evaluation
 import CTHarmonizeTraining.simulation
 from CTHarmonizeLib import report as lib_report
 from CTHarmonizeLib.ct.acquisition import parse_kernel
-from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.models import Model
 from CTHarmonizeLib.request import Request
@@ -31,6 +31,7 @@ from CTHarmonizeTraining.evaluation.simulated import (
     slices_of_ct,
     slices_of_phantoms,
 )
+from CTHarmonizeTraining.files import write_whole
 
 USUAL_SPACING = 0.66
 """mm of the images' pixels."""
@@ -116,10 +117,10 @@ def evaluate(
         pairs.append(_evaluated(scans, regions, candidates, mapping, output, about, shown))
         say(f"{number} of {len(mappings)} mappings, {time.perf_counter() - start:.0f} s")
     results = {**about, "regions": _sizes(regions), "pairs": pairs}
-    _write(output / "results.json", lib_report.as_json(results, indent=1))
-    _write(output / "results.csv", tables.csv(results))
+    write_whole(output / "results.json", lib_report.as_json(results, indent=1))
+    write_whole(output / "results.csv", tables.csv(results))
     table = tables.markdown(results)
-    _write(output / "table.md", table)
+    write_whole(output / "table.md", table)
     print(table)
     return results
 
@@ -183,7 +184,7 @@ def _evaluated(
         from CTHarmonizeTraining.evaluation.figure import draw
 
         draw(figure, scans, regions, result, source, dose, target)
-    _write(kept, lib_report.as_json(scores))
+    write_whole(kept, lib_report.as_json(scores))
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
@@ -225,14 +226,3 @@ def _code() -> str:
 
 def _sizes(regions: Regions) -> dict[str, int]:
     return {"body": int(regions.body.sum()), **{name: int(mask.sum()) for name, mask in regions.tissues.items()}}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".part")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise CannotRunError(f"'{path}' cannot be written: {error.strerror}.") from error

@@ -16,6 +16,7 @@ from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.version import __version__
 from CTHarmonizeTraining.console import say
+from CTHarmonizeTraining.files import write_whole
 from CTHarmonizeTraining.simulation.fan import FanBeam
 from CTHarmonizeTraining.simulation.noise import Exposure
 from CTHarmonizeTraining.simulation.pair import Desk, Side, whole_slices
@@ -197,10 +198,7 @@ def simulate(
         return
     for name, volume in volumes.items():
         write_nrrd(volume, output / f"{name}.nrrd")
-    try:
-        (output / "simulation.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CannotRunError(f"'{output / 'simulation.json'}' cannot be written: {error.strerror}.") from error
+    write_whole(output / "simulation.json", json.dumps(facts, indent=1) + "\n")
     if report:
         say("measuring for the report")
         sides = {"source": source, "target": target} if insert_noise is None else {"source": source}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from CTHarmonizeLib.ct.volume import Volume
-from CTHarmonizeLib.errors import CannotRunError
+from CTHarmonizeTraining.files import write_whole
 from CTHarmonizeTraining.simulation.checks import CYLINDER_MM, Curve, WaterCylinder, wire_mtf
 from CTHarmonizeTraining.simulation.pair import Side
 from CTHarmonizeTraining.simulation.scanner import Scanner
@@ -123,10 +123,7 @@ def write_report(
     ]
     page = f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
     page += f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise CannotRunError(f"'{path}' cannot be written: {error.strerror}.") from error
+    write_whole(path, page)
 
 
 def _slices(volumes: Mapping[str, Volume], sides: Mapping[str, Side]):

@@ -44,7 +44,7 @@ class StageConfig:
         return 0.5**halvings * min(1.0, (step + 1) / (self.warmup + 1))
 
 
-class TrainingStage(L.LightningModule):
+class TrainingStage(L.LightningModule, ABC):
     """Trains ``network`` by :meth:`loss`; the only thing that differs between methods and stages."""
 
     def __init__(self, network: nn.Module, stage: StageConfig) -> None:
@@ -52,10 +52,10 @@ class TrainingStage(L.LightningModule):
         self.network = network
         self.stage = stage
 
+    @abstractmethod
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Values to log; ``loss`` is what is minimised: a mean over the batch's items, so that devices that share a
         batch agree with one that has it all. What is drawn for an item follows from its ``draw`` alone."""
-        raise NotImplementedError
 
     def pictures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images (b, rows, columns) in HU by name, for people who watch the training."""

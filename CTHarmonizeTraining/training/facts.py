@@ -82,10 +82,10 @@ def _way(store: PatientStore) -> str:
 def use_of(store: Path) -> str:
     """What of a store training reads, in a few words."""
     if PatientStore.recognizes(store):
-        sets = PatientStore(store).sets
-        slices = sum(len(entry.body) for entry in sets)
-        kind = "simulated" if PatientStore(store).layout == SIMULATED else "measured"
-        return f"{kind}; {slices} slices in {sum(len(entry.reconstructions) for entry in sets)} reconstructions"
+        opened = PatientStore(store)
+        slices = sum(len(entry.body) for entry in opened.sets)
+        kind = "simulated" if opened.layout == SIMULATED else "measured"
+        return f"{kind}; {slices} slices in {sum(len(entry.reconstructions) for entry in opened.sets)} reconstructions"
     sampler = SceneSampler(store)
     starved = len(sampler) - len(sampler.usable)
     without = f" ({starved} starved of photons were left out)" if starved else ""
