@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from CTHarmonizeLib.errors import InputError
-from CTHarmonizeLib.methods.ctflow import acquisition_vector, source_planes
+from CTHarmonizeLib.methods.conditioning import acquisition_vector, source_planes
 from CTHarmonizeTraining.data.pairs import FILTER_MARGIN, item_key, turner, weights_of
 from CTHarmonizeTraining.data.patient import BLOCK, MatchedSet, PatientStore
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from CTHarmonizeLib.ct.acquisition import Acquisition, parse_kernel
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
 from CTHarmonizeLib.errors import InputError
-from CTHarmonizeLib.methods.ctflow import acquisition_vector, source_planes
+from CTHarmonizeLib.methods.conditioning import acquisition_vector, source_planes
 from CTHarmonizeTraining.data.render import KernelSampler, PixelGrid, crop_window
 from CTHarmonizeTraining.data.scenes import KERNEL_MARGIN, SceneSampler
 

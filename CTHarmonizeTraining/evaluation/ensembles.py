@@ -14,7 +14,7 @@ from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.latents import Latents
 from CTHarmonizeLib.methods.base import Method
-from CTHarmonizeLib.methods.ctflow import acquisitions_of
+from CTHarmonizeLib.methods.conditioning import acquisitions_of
 from CTHarmonizeLib.passthrough import SourceSlab
 from CTHarmonizeLib.statistics import PairStatistics
 from CTHarmonizeTraining.data.measured import MeasuredPairs

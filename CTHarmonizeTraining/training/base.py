@@ -105,7 +105,7 @@ class Training(ABC):
     """What an estimate is held against: ``clean``, the noise-free image, or ``target``, the noisy one."""
 
     planes: int
-    """Of the network's input, as :func:`CTHarmonizeLib.methods.ctflow.source_planes` makes them."""
+    """Of the network's input, as :func:`CTHarmonizeLib.methods.conditioning.source_planes` makes them."""
 
     multiple: int
     """Crops have a whole multiple of so many pixels."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from CTHarmonizeLib.errors import InputError
-from CTHarmonizeLib.methods.ctflow import CONDITIONS, to_hu, to_unit
+from CTHarmonizeLib.methods.conditioning import CONDITIONS, to_hu, to_unit
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig, Encoding
 from CTHarmonizeTraining.training.base import StageConfig, Training, TrainingStage, item_generators
 

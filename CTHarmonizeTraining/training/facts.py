@@ -10,7 +10,7 @@ import numpy as np
 
 from CTHarmonizeLib.ct.acquisition import Acquisition, NoiseTable, parse_kernel
 from CTHarmonizeLib.ct.mtf import NYQUIST_SHARE, nyquist
-from CTHarmonizeLib.methods.ctflow import acquisitions_of
+from CTHarmonizeLib.methods.conditioning import acquisitions_of
 from CTHarmonizeTraining.data.measured import FULL_DOSE, MeasuredPairs
 from CTHarmonizeTraining.data.pairs import PairDataset
 from CTHarmonizeTraining.data.patient import SIMULATED, PatientStore

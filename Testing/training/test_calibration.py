@@ -20,7 +20,8 @@ from CTHarmonizeLib import engine
 from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
-from CTHarmonizeLib.methods.ctflow import CTFlowMethod, acquisition_vector, acquisitions_of
+from CTHarmonizeLib.methods.conditioning import acquisition_vector, acquisitions_of
+from CTHarmonizeLib.methods.ctflow import CTFlowMethod
 from CTHarmonizeLib.models import load_model
 from CTHarmonizeTraining.cli import main
 from CTHarmonizeTraining.data.patient import PatientStore, Reconstruction

@@ -21,7 +21,8 @@ from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.ct.io import read_volume, write_nrrd
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import CannotRunError, InputError
-from CTHarmonizeLib.methods.ctflow import CONDITIONS, CTFlowMethod, to_hu
+from CTHarmonizeLib.methods.conditioning import CONDITIONS, to_hu
+from CTHarmonizeLib.methods.ctflow import CTFlowMethod
 from CTHarmonizeLib.models import load_model
 from CTHarmonizeTraining.cli import main
 from CTHarmonizeTraining.data.patient import SIMULATED, PatientStore, Reconstruction

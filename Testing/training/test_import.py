@@ -21,7 +21,7 @@ from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.ct.io import read_volume
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
-from CTHarmonizeLib.methods.ctflow import acquisition_vector
+from CTHarmonizeLib.methods.conditioning import acquisition_vector
 from CTHarmonizeTraining.cli import main
 from CTHarmonizeTraining.data.measured import MeasuredPairs
 from CTHarmonizeTraining.data.pairs import FILTER_MARGIN

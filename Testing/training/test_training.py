@@ -13,7 +13,8 @@ from scipy import fft
 from CTHarmonizeLib.ct.measure import measure_noise
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
 from CTHarmonizeLib.errors import InputError
-from CTHarmonizeLib.methods.ctflow import CONDITIONS, CTFlowMethod
+from CTHarmonizeLib.methods.conditioning import CONDITIONS
+from CTHarmonizeLib.methods.ctflow import CTFlowMethod
 from CTHarmonizeLib.models import load_model
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig
 from CTHarmonizeTraining.data.pairs import PairDataset

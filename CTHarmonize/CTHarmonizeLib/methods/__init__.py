@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 
 from CTHarmonizeLib.errors import InputError
@@ -16,7 +17,7 @@ def available() -> dict[str, type[Method]]:
         module = importlib.import_module(f"{__name__}.{entry.name}")
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__:
-                if value is not Method:
+                if not inspect.isabstract(value):
                     found[value.name] = value
     return dict(sorted(found.items()))
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
+from CTHarmonizeLib.networks.config import NetworkConfig
 from CTHarmonizeLib.networks.invertible import FlowStep, Split, Squeeze, TransitionStep
-from CTHarmonizeLib.networks.rrdb import Modulation, RRDBEncoder
+from CTHarmonizeLib.networks.rrdb import RRDBEncoder
 
 
 @dataclass(frozen=True)
-class CTFlowConfig:
+class CTFlowConfig(NetworkConfig):
     """Size and form of a :class:`CTFlow`; the defaults are the paper's.
 
     ``conditions``: length of the acquisition vector (0: the paper's network exactly). ``planes``: 2 adds the
@@ -46,19 +48,6 @@ class CTFlowConfig:
     def __post_init__(self) -> None:
         if self.form not in ("direct", "residual"):
             raise ValueError(f"Unknown form '{self.form}': direct or residual.")
-
-    @classmethod
-    def from_dict(cls, entries: dict) -> CTFlowConfig:
-        """Configuration from a card's ``network``; raises ValueError for unknown entries."""
-        unknown = set(entries) - {entry.name for entry in fields(cls)}
-        if unknown:
-            raise ValueError(f"Unknown network settings: {', '.join(sorted(unknown))}.")
-        lists = {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
-        return cls(**{**entries, **lists})
-
-    def as_dict(self) -> dict:
-        """Plain values, for a card."""
-        return {**asdict(self), "encoder_taps": list(self.encoder_taps)}
 
 
 @dataclass
@@ -120,16 +109,11 @@ class CTFlow(nn.Module):
     """Encoder and flow. Images are (b, 1, h, w) in [0, 1] (the card's intensity window); h and w are multiples of
     ``2 ** levels``. ``acquisition`` is (b, conditions), or None for a network without conditions."""
 
-    EMBEDDING = 64
-
     def __init__(self, config: CTFlowConfig = CTFlowConfig()) -> None:
         super().__init__()
-        self.config = config
-        embedding = self.EMBEDDING if config.conditions else 0
-        self.embedding = None
-        if embedding:
-            first, second = nn.Linear(config.conditions, embedding), nn.Linear(embedding, embedding)
-            self.embedding = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
+        self.config, self.multiple = config, 2**config.levels
+        embedding = EMBEDDING if config.conditions else 0
+        self.embedding = acquisition_embedding(config.conditions)
         self.encoder = RRDBEncoder(
             config.encoder_blocks,
             config.encoder_channels,
@@ -163,9 +147,7 @@ class CTFlow(nn.Module):
 
     def estimate(self, planes: Tensor, acquisition: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """The encoder alone: (estimate in network units, features, embedding)."""
-        embedding = None
-        if self.embedding is not None:
-            embedding = self.embedding(acquisition.to(self.embedding[0].weight.dtype))
+        embedding = embedded(self.embedding, acquisition)
         estimate, features = self.encoder(planes * self.config.gain, embedding)
         return estimate, features, embedding
 

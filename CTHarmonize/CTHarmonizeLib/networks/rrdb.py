@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from CTHarmonizeLib.networks.conditional import Modulation
+
 
 class ResidualDenseBlock(nn.Module):
     """Five densely connected 3x3 convolutions with a scaled residual."""
@@ -27,20 +29,6 @@ class ResidualDenseBlock(nn.Module):
         for convolution in self.convolutions[:-1]:
             parts.append(F.leaky_relu(convolution(torch.cat(parts, 1)), 0.2))
         return x + 0.2 * self.convolutions[-1](torch.cat(parts, 1))
-
-
-class Modulation(nn.Module):
-    """Scales and shifts channels by a condition vector; starts as the identity (FiLM, Perez et al. 2018)."""
-
-    def __init__(self, embedding: int, channels: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(embedding, 2 * channels)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        scale, shift = self.linear(embedding)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
-        return x * (1 + scale) + shift
 
 
 class RRDBEncoder(nn.Module):

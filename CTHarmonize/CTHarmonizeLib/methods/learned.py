@@ -1,0 +1,83 @@
+"""What methods with a trained network share: the model folder becomes a network, HU its input, its output HU."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from CTHarmonizeLib.ct.acquisition import Acquisition
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.methods.base import Method
+from CTHarmonizeLib.methods.conditioning import acquisition_vector, source_planes, to_hu, to_unit
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from CTHarmonizeLib.models import Model
+
+
+class LearnedMethod(Method):
+    """A method whose model's network reads :meth:`inputs`.
+
+    The network has ``config`` with ``planes`` (of its input) and ``conditions`` (length of the acquisition vector, 0
+    for one mapping), ``multiple`` (of an image's sides) and ``use_precision(dtype)``.
+    """
+
+    target_fields: ClassVar[frozenset[str]] = frozenset({"kernel", "dose"})
+
+    def __init__(self, model: Model | None, device: torch.device, precision: torch.dtype) -> None:
+        super().__init__(model, device, precision)
+        try:
+            network = self.build(model.card["network"])
+            network.load_state_dict(model.weights())
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"The model in {model.folder} does not fit the {self.title} network: {reason}") from error
+        self.multiple = network.multiple
+        self.anchor_mm = model.card.get("anchor_mm")
+        self.network = network.eval().requires_grad_(False).to(device).use_precision(precision)
+
+    @staticmethod
+    @abstractmethod
+    def build(entries: dict) -> nn.Module:
+        """The network that a card's ``network`` describes. Raises ValueError or TypeError where it is none."""
+
+    def prepare(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+        """The source and, where the network reads it, the source filtered to the target's MTF."""
+        return source_planes(slices, source, target, self.network.config.planes)
+
+    def inputs(self, planes: Tensor, source: Acquisition, target: Acquisition) -> tuple[Tensor, Tensor | None]:
+        """Planes in the network's [0, 1], and the conditions (b, conditions) or None."""
+        acquisition = None
+        if self.network.config.conditions:
+            acquisition = planes.new_tensor(acquisition_vector(source, target)).expand(len(planes), -1)
+        return to_unit(planes, self.window), acquisition
+
+
+class ImageMethod(LearnedMethod):
+    """A network that makes one image of each slice: ``network(planes, acquisition)`` is (b, 1, h, w) in [0, 1].
+
+    Where its pixels depend on the whole image (``whole_slices``) it sees whole slices, never tiles.
+    """
+
+    def prepare(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+        import torch
+
+        planes = super().prepare(slices, source, target)
+        if not self.network.whole_slices:
+            return planes
+        return torch.stack([slices, self._image(planes, source, target)], 1)
+
+    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+        return planes[:, 1] if self.network.whole_slices else self._image(planes, source, target)
+
+    def estimate(self, state: Tensor) -> Tensor:
+        return state
+
+    def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
+        return slices * rows * columns * (self.precision.itemsize * self.network.widest + 64)
+
+    def _image(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+        """(b, h, w) in HU."""
+        return to_hu(self.network(*self.inputs(planes, source, target)), self.window)[:, 0]

@@ -1,0 +1,76 @@
+"""How a network is told of the acquisitions, and what all networks of images share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EMBEDDING = 64
+"""Width of an acquisition's embedding."""
+
+
+def acquisition_embedding(conditions: int) -> nn.Sequential | None:
+    """From acquisition vectors (b, conditions) to embeddings (b, EMBEDDING); None for a network without conditions."""
+    if not conditions:
+        return None
+    return nn.Sequential(nn.Linear(conditions, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU())
+
+
+def embedded(embedding: nn.Sequential | None, acquisition: Tensor | None) -> Tensor | None:
+    """``acquisition`` through ``embedding``, in the type of its weights."""
+    return None if embedding is None else embedding(acquisition.to(embedding[0].weight.dtype))
+
+
+class Modulation(nn.Module):
+    """Scales and shifts channels by a condition vector; starts as the identity (FiLM, Perez et al. 2018)."""
+
+    def __init__(self, embedding: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embedding, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        scale, shift = self.linear(embedding)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
+        return x * (1 + scale) + shift
+
+
+class ImageNetwork(nn.Module):
+    """Base of networks that make one image: the last plane plus a correction.
+
+    ``correction`` of a subclass sees planes (b, planes * stride^2, h / stride, w / stride), on the space-to-depth grid
+    where ``stride`` is 2, through :attr:`first`, which stays in float32: bfloat16 would round soft tissue to steps of
+    several HU before the network sees it. ``multiple``: of an image's sides; ``widest``: values a pixel that live at
+    once, about; ``whole_slices``: every pixel of the output depends on the whole image, so it must not be cut.
+    """
+
+    multiple: int = 1
+    widest: int = 0
+    whole_slices: bool = False
+
+    def __init__(self, planes: int, channels: int, conditions: int, stride: int, gain: float, kernel: int = 3) -> None:
+        super().__init__()
+        self.stride, self.gain = stride, gain
+        self.embedding = acquisition_embedding(conditions)
+        self.first = nn.Conv2d(planes * stride**2, channels, kernel, padding=kernel // 2)
+
+    def use_precision(self, dtype: torch.dtype) -> ImageNetwork:
+        """Run all but the first layer in ``dtype`` (bfloat16 or float32)."""
+        self.to(dtype=dtype, memory_format=torch.channels_last)
+        self.first.to(torch.float32)
+        return self
+
+    def forward(self, planes: Tensor, acquisition: Tensor | None = None) -> Tensor:
+        """Image (b, 1, h, w) in [0, 1] of planes (b, p, h, w) in [0, 1] and acquisition (b, conditions)."""
+        x = F.pixel_unshuffle(planes, self.stride) if self.stride > 1 else planes
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.first((self.gain * x).to(self.first.weight.dtype))
+        correction = self.correction(x, embedded(self.embedding, acquisition))
+        if self.stride > 1:
+            correction = F.pixel_shuffle(correction, self.stride)
+        return planes[:, -1:] + correction.to(planes.dtype) / self.gain
+
+    def correction(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """Correction (b, stride^2, h, w), times ``gain``, from the first layer's channels (b, channels, h, w)."""
+        raise NotImplementedError
