@@ -3,18 +3,15 @@ encoder frozen as in the paper, and then with it trained too, as in the authors'
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from CTHarmonizeLib.errors import InputError
-from CTHarmonizeLib.methods.conditioning import CONDITIONS, to_hu, to_unit
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig, Encoding
-from CTHarmonizeTraining.training.base import StageConfig, Training, TrainingStage, item_generators
-
-L1_UNIT_HU = 250.0
-"""HU are too small a unit for a loss."""
+from CTHarmonizeTraining.training.base import StageConfig, item_generators
+from CTHarmonizeTraining.training.image import ImageStage, NetworkTraining, RegressionStage, truths
 
 MEAN_ERROR_HU = 20.0
 """Pairs on which the encoder errs by less count alike in the flow's mean."""
@@ -23,51 +20,22 @@ SHOWN_PAIRS = 4
 """Pairs of opposite samples in a picture's mean and deviation."""
 
 
-class CTFlowStage(TrainingStage):
-    """What the stages share: the intensity window, and ``truth``, what an estimate is held against: the noise-free
-    image (``clean``, as simulation knows it) or the noisy one (``target``, as the paper's pairs are)."""
-
-    def __init__(self, network: CTFlow, stage: StageConfig, window: tuple[float, float], truth: str = "clean") -> None:
-        super().__init__(network, stage)
-        self.window, self.truth = tuple(window), truth
-
-    def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Planes in the network's [0, 1], and the conditions."""
-        return to_unit(batch["planes"], self.window), batch["acquisition"]
-
-    def hu(self, image: Tensor) -> Tensor:
-        """Image in [0, 1] in HU."""
-        return to_hu(image, self.window)
-
-    def error(self, image: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Image in [0, 1] minus truth, HU."""
-        return self.hu(image) - batch[self.truth]
-
-    def pictures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        estimate, _, _ = self.network.estimate(*self.inputs(batch))
-        images = {"source": batch["planes"][:, :1], "estimate": self.hu(self.network.to_image(estimate))}
-        return {name: image[:, 0] for name, image in {**images, **self._truths(batch)}.items()}
-
-    def _truths(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        names = {"target": "target", "clean": "noise-free target"}
-        return {title: batch[name] for name, title in names.items() if name in batch}
-
-
-class EncoderStage(CTFlowStage):
+class EncoderStage(RegressionStage):
     """L1 between the encoder's estimate and the truth."""
+
+    network: CTFlow
 
     def __init__(self, network: CTFlow, stage: StageConfig, window: tuple[float, float], truth: str = "clean") -> None:
         super().__init__(network, stage, window, truth)
         network.requires_grad_(True)
         network.levels.requires_grad_(False)
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def image(self, batch: dict[str, Tensor]) -> Tensor:
         estimate, _, _ = self.network.estimate(*self.inputs(batch))
-        error = self.error(self.network.to_image(estimate), batch)
-        return {"loss": error.abs().mean() / L1_UNIT_HU, "mse_hu2": error.detach().square().mean()}
+        return self.network.to_image(estimate)
 
 
-class FlowStage(CTFlowStage):
+class FlowStage(ImageStage):
     """Negative log-likelihood of the noisy target, per pixel in nats, dequantised by noise of ``dequantisation`` HU
     (stored HU are integers, and clipped air would make the likelihood unbounded).
 
@@ -124,9 +92,9 @@ class FlowStage(CTFlowStage):
         encoding, random = self._encode(batch), list(item_generators(batch))
         samples = [image for _ in range(SHOWN_PAIRS) for image in self._opposite_samples(encoding, random)]
         samples = self.hu(torch.stack(samples))[:, :, 0]
-        images = super().pictures(batch)
+        images = {"source": batch["planes"][:, 0], "estimate": self.hu(self.network.to_image(encoding.estimate))[:, 0]}
         drawn = {"mean": samples.mean(0), "sample": samples[0], "deviation": samples.std(0)}
-        return {"source": images.pop("source"), "estimate": images.pop("estimate"), **drawn, **images}
+        return {**images, **drawn, **truths(batch)}
 
     def _encode(self, batch: dict[str, Tensor]) -> Encoding:
         encoding = self.network.encode(*self.inputs(batch), frozen=self.freeze_encoder)
@@ -141,52 +109,28 @@ class FlowStage(CTFlowStage):
         return self.network.inverse(latents, encoding), self.network.inverse(opposite, encoding)
 
 
-class CTFlowTraining(Training):
-    """CTFlow in two stages, ``encoder`` and ``flow``, and, where ``joint`` is given, a third that trains both.
+@dataclass(kw_only=True)
+class CTFlowTraining(NetworkTraining):
+    """CTFlow in two stages, ``encoder`` and ``flow``, and, where ``joint`` is given, a third that trains both;
+    ``mean_weight`` as :class:`FlowStage` has it."""
 
-    ``intensity_window`` in HU; ``anchor_mm`` as on the model's card; ``truth`` and ``mean_weight`` as
-    :class:`FlowStage` has them.
-    """
+    method: ClassVar[str] = "ctflow"
 
-    def __init__(
-        self,
-        encoder: StageConfig,
-        flow: StageConfig,
-        joint: StageConfig | None = None,
-        network: CTFlowConfig = CTFlowConfig(),
-        intensity_window: tuple[float, float] = (-1000.0, 500.0),
-        anchor_mm: float | None = None,
-        truth: Literal["clean", "target"] = "target",
-        mean_weight: float = 0.0,
-    ) -> None:
-        if network.conditions not in (0, CONDITIONS):
-            given = network.conditions
-            raise InputError(f"The network's conditions are {CONDITIONS}, or 0 for one mapping, not {given}.")
-        self.encoder, self.flow, self.joint = encoder, flow, joint
-        self.network, self.intensity_window, self.anchor_mm = network, intensity_window, anchor_mm
-        self.truth, self.mean_weight = truth, mean_weight
-        self.planes, self.multiple = network.planes, 2**network.levels
-
-    def build(self) -> CTFlow:
-        return CTFlow(self.network).to(memory_format=torch.channels_last)
+    encoder: StageConfig
+    flow: StageConfig
+    joint: StageConfig | None = None
+    network: CTFlowConfig = CTFlowConfig()
+    mean_weight: float = 0.0
 
     def stages(self) -> dict[str, StageConfig]:
         stages = {"encoder": self.encoder, "flow": self.flow, "joint": self.joint}
         return {name: stage for name, stage in stages.items() if stage is not None and stage.iterations}
 
-    def stage(self, name: str, network: CTFlow) -> CTFlowStage:
+    def stage(self, name: str, network: CTFlow) -> ImageStage:
         settings = self.stages()[name], self.intensity_window, self.truth
         if name == "encoder":
             return EncoderStage(network, *settings)
         return FlowStage(network, *settings, self.mean_weight, freeze_encoder=name == "flow")
-
-    def card(self) -> dict:
-        return {
-            "method": "ctflow",
-            "network": self.network.as_dict(),
-            "intensity_window": list(self.intensity_window),
-            "anchor_mm": self.anchor_mm,
-        }
 
 
 def _drawn(shape: tuple[int, ...], random: list[torch.Generator]) -> Tensor:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 class LearnedMethod(Method):
     """A method whose model's network reads :meth:`inputs`.
 
-    The network has ``config`` with ``planes`` (of its input) and ``conditions`` (length of the acquisition vector, 0
-    for one mapping), ``multiple`` (of an image's sides) and ``use_precision(dtype)``.
+    The network has ``config``, a :class:`~CTHarmonizeLib.networks.config.NetworkConfig`, and ``use_precision(dtype)``.
     """
 
     target_fields: ClassVar[frozenset[str]] = frozenset({"kernel", "dose"})
@@ -34,7 +33,7 @@ class LearnedMethod(Method):
         except (ValueError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"The model in {model.folder} does not fit the {self.title} network: {reason}") from error
-        self.multiple = network.multiple
+        self.multiple = network.config.multiple
         self.anchor_mm = model.card.get("anchor_mm")
         self.network = network.eval().requires_grad_(False).to(device).use_precision(precision)
 

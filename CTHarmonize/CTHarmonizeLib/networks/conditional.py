@@ -41,11 +41,10 @@ class ImageNetwork(nn.Module):
 
     ``correction`` of a subclass sees planes (b, planes * stride^2, h / stride, w / stride), on the space-to-depth grid
     where ``stride`` is 2, through :attr:`first`, which stays in float32: bfloat16 would round soft tissue to steps of
-    several HU before the network sees it. ``multiple``: of an image's sides; ``widest``: values a pixel that live at
-    once, about; ``whole_slices``: every pixel of the output depends on the whole image, so it must not be cut.
+    several HU before the network sees it. ``widest``: values a pixel that live at once, about; ``whole_slices``: every
+    pixel of the output depends on the whole image, so it must not be cut.
     """
 
-    multiple: int = 1
     widest: int = 0
     whole_slices: bool = False
 

@@ -10,7 +10,15 @@ Config = TypeVar("Config", bound="NetworkConfig")
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Base of the networks' configurations, frozen dataclasses whose defaults are the paper's network."""
+    """Base of the networks' configurations, frozen dataclasses whose defaults are the paper's network.
+
+    All have ``planes``, of the input, and ``conditions``, the length of the acquisition vector (0: one mapping).
+    """
+
+    @property
+    def multiple(self) -> int:
+        """Of an image's sides, in pixels."""
+        return 1
 
     @classmethod
     def from_dict(cls: type[Config], entries: dict) -> Config:

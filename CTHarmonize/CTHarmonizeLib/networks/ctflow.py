@@ -49,6 +49,10 @@ class CTFlowConfig(NetworkConfig):
         if self.form not in ("direct", "residual"):
             raise ValueError(f"Unknown form '{self.form}': direct or residual.")
 
+    @property
+    def multiple(self) -> int:
+        return 2**self.levels
+
 
 @dataclass
 class Encoding:
@@ -111,7 +115,7 @@ class CTFlow(nn.Module):
 
     def __init__(self, config: CTFlowConfig = CTFlowConfig()) -> None:
         super().__init__()
-        self.config, self.multiple = config, 2**config.levels
+        self.config = config
         embedding = EMBEDDING if config.conditions else 0
         self.embedding = acquisition_embedding(config.conditions)
         self.encoder = RRDBEncoder(

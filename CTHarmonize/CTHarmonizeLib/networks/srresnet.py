@@ -27,6 +27,10 @@ class SRResNetConfig(NetworkConfig):
     stride: int = 1
     gain: float = 1.0
 
+    @property
+    def multiple(self) -> int:
+        return self.stride
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a skip."""
@@ -56,7 +60,7 @@ class SRResNet(ImageNetwork):
         super().__init__(
             config.planes, config.channels, config.conditions, config.stride, config.gain, config.outer
         )
-        self.config, self.multiple = config, config.stride
+        self.config = config
         self.widest = 5 * config.channels // config.stride**2
         self.activation = nn.PReLU(config.channels)
         embedding = EMBEDDING if config.conditions else 0

@@ -37,6 +37,10 @@ class UNetConfig(NetworkConfig):
         if self.attention not in ("none", "spatial", "scse"):
             raise ValueError(f"Unknown attention '{self.attention}': none, spatial or scse.")
 
+    @property
+    def multiple(self) -> int:
+        return self.stride * 2**self.depth
+
 
 class Excitation(nn.Module):
     """Spatial and, with ``channel``, channel squeeze and excitation of ``channels``; the larger of both counts, as in
@@ -84,7 +88,7 @@ class UNet(ImageNetwork):
 
     def __init__(self, config: UNetConfig = UNetConfig()) -> None:
         super().__init__(config.planes, config.channels, config.conditions, config.stride, config.gain)
-        self.config, self.multiple = config, config.stride * 2**config.depth
+        self.config = config
         self.whole_slices = config.attention == "scse"
         self.widest = 12 * config.channels // config.stride**2
         embedding = EMBEDDING if config.conditions else 0
