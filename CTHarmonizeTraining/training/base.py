@@ -16,11 +16,32 @@ from CTHarmonizeLib.errors import CannotRunError, InputError
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """The learning rate rises to ``highest`` times itself and falls back within so many ``iterations``, over and over,
+    in straight lines (Smith 2017, triangular)."""
+
+    iterations: int
+    highest: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.iterations < 2 or not self.highest >= 1.0:
+            raise InputError(
+                f"A cycle of {self.iterations} iterations up to {self.highest:g} times the learning rate is none: give "
+                "at least 2 and 1."
+            )
+
+    def share(self, step: int) -> float:
+        """Of the learning rate at ``step``, 1 to ``highest``."""
+        return 1.0 + (self.highest - 1.0) * (1.0 - abs(2.0 * (step % self.iterations) / self.iterations - 1.0))
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One stage of training: ``iterations`` of ``batch`` crops (all devices together), Adam with ``betas``; the
     learning rate is halved at the given shares of the iterations and rises linearly over the first ``warmup`` ones.
 
-    With ``average`` the stage's result is the exponential moving average of its weights with that decay.
+    With ``cycle`` the rate goes up and down as well. With ``average`` the stage's result is the exponential moving
+    average of its weights with that decay.
     """
 
     iterations: int
@@ -31,6 +52,7 @@ class StageConfig:
     warmup: int = 0
     gradient_clip: float | None = None
     average: float | None = None
+    cycle: Cycle | None = None
 
     def __post_init__(self) -> None:
         if self.iterations < 0 or self.batch < 1 or not self.learning_rate > 0.0:
@@ -42,7 +64,8 @@ class StageConfig:
     def rate(self, step: int) -> float:
         """Learning rate at ``step``, as a share of ``learning_rate``."""
         halvings = sum(step >= share * self.iterations for share in self.halved_at)
-        return 0.5**halvings * min(1.0, (step + 1) / (self.warmup + 1))
+        cycled = 1.0 if self.cycle is None else self.cycle.share(step)
+        return cycled * 0.5**halvings * min(1.0, (step + 1) / (self.warmup + 1))
 
 
 class TrainingStage(L.LightningModule, ABC):
@@ -110,6 +133,9 @@ class Training(ABC):
 
     multiple: int
     """Crops have a whole multiple of so many pixels."""
+
+    towards_truth: ClassVar[bool] = False
+    """The method makes the noise-free truth, so all its targets have to be that, and no other method's may be."""
 
     halved: ClassVar[tuple[str, ...]] = ("",)
     """What the names of the convolutions begin with that a model folder holds in half precision: all but those that

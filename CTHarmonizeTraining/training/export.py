@@ -150,7 +150,7 @@ def export(
             **trained,
             "data": _with_initial(told.training_data(stores), record),
             "simulated": _simulated(simulation(stores, data), record),
-            "full_dose_share": data.full_dose_share,
+            "full_dose_share": None if data.towards_truth else data.full_dose_share,
             "schedule": _schedule(method, data.size, record),
             "validation": ", ".join(entry["name"] for entry in record["validation"]) or "none",
             "limits": told.limits,
@@ -328,6 +328,8 @@ def _stage(name: str, stage: StageConfig, size: int) -> str:
     words += f"Adam {stage.learning_rate:g}"
     if stage.halved_at:
         words += f", halved after {', '.join(f'{100 * share:g}' for share in stage.halved_at)} %"
+    if stage.cycle:
+        words += f", up to {stage.cycle.highest:g} times that and back every {stage.cycle.iterations} iterations"
     return words + (f", weights averaged ({stage.average:g})" if stage.average else "")
 
 

@@ -35,7 +35,7 @@ class Method(ABC):
 
     Class attributes: ``name`` (command line, cards), ``title`` and ``summary`` (one sentence) for people,
     ``stochastic`` (draws samples), ``needs_model`` (has weights), ``target_fields`` (what of the target it can
-    set: of ``kernel``, ``dose``, ``thickness``).
+    set: of ``kernel``, ``dose``, ``thickness``), ``makes_truth`` (its only target is the noise-free truth).
     Instance attributes, which a method may set in ``__init__``: ``window`` (HU outside of which voxels pass
     through), ``halo`` (pixels of context that a tile needs on each side), ``multiple`` (a tile's sides and
     corner are multiples of it; each latent's stride divides it), ``anchor_mm`` (sigma of the Gaussian whose
@@ -51,6 +51,7 @@ class Method(ABC):
     stochastic: ClassVar[bool] = False
     needs_model: ClassVar[bool] = True
     target_fields: ClassVar[frozenset[str]] = frozenset()
+    makes_truth: ClassVar[bool] = False
 
     window: tuple[float, float] = (-1100.0, float("inf"))
     halo: int = 0
