@@ -16,7 +16,8 @@ PREFERRED = "ctflow"
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """One method; ``models`` are its usable CTHarmonizeLib models, ``broken`` the reasons of unusable folders."""
+    """One method; ``models`` are its usable CTHarmonizeLib models, ``broken`` the reasons of unusable folders;
+    ``onlyKernel`` is the one target that it has (the noise-free truth), empty where the reader chooses."""
 
     name: str
     title: str
@@ -24,6 +25,7 @@ class MethodChoice:
     stochastic: bool
     needsModel: bool
     targetFields: frozenset[str]
+    onlyKernel: str = ""
     models: tuple[Any, ...] = ()
 
     @property
@@ -52,6 +54,7 @@ class Choices:
 def findChoices(modelFolders: Sequence[str]) -> Choices:
     """Look at what is installed; imports neither torch nor anything else that a method runs on."""
     from CTHarmonizeLib import methods
+    from CTHarmonizeLib.ct.acquisition import TRUTH
     from CTHarmonizeLib.models import BrokenModel, installed_models
 
     models, problems = [], []
@@ -65,6 +68,7 @@ def findChoices(modelFolders: Sequence[str]) -> Choices:
             stochastic=method.stochastic,
             needsModel=method.needs_model,
             targetFields=frozenset(method.target_fields),
+            onlyKernel=TRUTH if method.makes_truth else "",
             models=tuple(model for model in models if model.method == name),
         )
         for name, method in methods.available().items()
@@ -93,12 +97,13 @@ def kernels(model: Any | None, pixelSpacing: float) -> dict[str, float]:
 
 def doseRange(model: Any | None) -> tuple[float, float]:
     """Lowest and highest dose in percent."""
-    low, high = model.card["target"]["dose"] if model is not None else (10.0, 100.0)
+    low, high = (model and model.card["target"]["dose"]) or (10.0, 100.0)
     return max(10.0, float(low)), min(100.0, float(high))
 
 
 def kernelTitle(name: str) -> str:
-    return {"smooth": _("Smooth"), "medium": _("Medium"), "sharp": _("Sharp")}.get(name, name.capitalize())
+    titles = {"smooth": _("Smooth"), "medium": _("Medium"), "sharp": _("Sharp"), "truth": _("Truth (noise-free)")}
+    return titles.get(name, name.capitalize())
 
 
 @dataclass(frozen=True)
@@ -127,4 +132,6 @@ def aim(description: dict[str, Any], model: Any | None, kernel: str | None, dose
     except (CTHarmonizeError, TypeError, ValueError):
         return Aim()
     text = _("f50 {f50:.1f} lp/cm, noise about {noise:.0f} HU").format(f50=target.f50, noise=target.noise)
+    if target.noise == 0.0:
+        text = _("f50 {f50:.1f} lp/cm, no noise").format(f50=target.f50)
     return Aim(text, acquisition.added_noise(source, target, table))

@@ -183,6 +183,9 @@ class Panel(VTKObservationMixin):
         fields = method.targetFields if method else frozenset()
         cannot = _("The method '{title}' cannot set this: it stays as it is in the input.").format(
             title=method.title if method else "")
+        onlyKernel = method.onlyKernel if method else ""
+        if onlyKernel:
+            cannot = _("The method '{title}' shows the noise-free truth, which has no dose.").format(title=method.title)
         for name, widgets in (
             ("kernel", (ui.targetKernelLabel, ui.targetKernelComboBox, ui.targetKernelSpinBox)),
             ("dose", (ui.targetDoseLabel, ui.targetDoseSlider)),
@@ -194,12 +197,15 @@ class Panel(VTKObservationMixin):
             _enable(widget, bool(method and method.stochastic),
                     _("This method draws no samples: its one result is always the same."))
         ui.targetDoseSlider.minimum, ui.targetDoseSlider.maximum = choices.doseRange(model)
-        if self._parameters:
+        if self._parameters and onlyKernel:
+            self._targetKernel.showOnly(onlyKernel)
+        elif self._parameters:
             self._targetKernel.show(
                 self._parameters.targetKernel,
                 choices.kernels(model, self._pixelSpacing),
                 choices.kernelRange(model, self._pixelSpacing),
             )
+        if self._parameters:
             ui.expectedLabel.text = aim.text or "–"
 
     def _showRun(self, problem: str, aim: choices.Aim) -> None:
@@ -280,6 +286,8 @@ class Panel(VTKObservationMixin):
         """Kernel or dose to ask for; None where it is to stay, or where the method cannot set it."""
         if not self._method or name not in self._method.targetFields:
             return None
+        if self._method.onlyKernel:
+            return self._method.onlyKernel
         return (self._parameters.targetKernel or None) if name == "kernel" else self._parameters.targetDose
 
     def _aim(self) -> choices.Aim:

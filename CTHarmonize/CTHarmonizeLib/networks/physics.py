@@ -10,6 +10,7 @@ spectrum times Omega's gains, so that the product is a matter of weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ class PhysicsConfig(NetworkConfig):
     """Size of a :class:`PhysicsGenerator`. The widths are not published; the defaults make the published 26.5 million
     parameters.
 
-    ``channels`` and ``depth`` of the U-Net, ``stride``, ``gain`` and ``conditions`` (0: told of the MTF alone) as
-    :class:`~CTHarmonizeLib.networks.unet.UNetConfig` has them; ``images`` that it hands to the filter; ``hidden``
+    ``channels``, ``depth`` and ``attention`` of the U-Net, ``stride``, ``gain`` and ``conditions`` (0: told of the MTF
+    alone) as :class:`~CTHarmonizeLib.networks.unet.UNetConfig` has them; ``images`` that it hands to the filter; ``hidden``
     channels of Omega and O; ``frequencies``: side of Lambda's kernel. 3 is the published 3D convolution, over real and
     imaginary part and neighbouring frequencies: what it does to a pixel depends on where that lies in an image of which
     size. 1 weights each frequency by itself, real and imaginary part alike: a filter of the image, the same everywhere
@@ -38,6 +39,7 @@ class PhysicsConfig(NetworkConfig):
     images: int = 64
     hidden: int = 128
     frequencies: int = 3
+    attention: Literal["none", "spatial", "scse"] = "scse"
     spectral: bool = True
     planes: int = 1
     conditions: int = 0
@@ -57,7 +59,9 @@ class PhysicsConfig(NetworkConfig):
     @property
     def unet(self) -> UNetConfig:
         """Gamma's."""
-        return UNetConfig(self.channels, self.depth, "scse", self.planes, self.conditions, self.stride, self.gain)
+        return UNetConfig(
+            self.channels, self.depth, self.attention, self.planes, self.conditions, self.stride, self.gain
+        )
 
 
 class PhysicsGenerator(nn.Module):
