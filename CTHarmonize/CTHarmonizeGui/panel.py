@@ -184,8 +184,6 @@ class Panel(VTKObservationMixin):
         cannot = _("The method '{title}' cannot set this: it stays as it is in the input.").format(
             title=method.title if method else "")
         onlyKernel = method.onlyKernel if method else ""
-        if onlyKernel:
-            cannot = _("The method '{title}' shows the noise-free truth, which has no dose.").format(title=method.title)
         for name, widgets in (
             ("kernel", (ui.targetKernelLabel, ui.targetKernelComboBox, ui.targetKernelSpinBox)),
             ("dose", (ui.targetDoseLabel, ui.targetDoseSlider)),
@@ -196,6 +194,7 @@ class Panel(VTKObservationMixin):
                        ui.seedLabel, ui.seedSpinBox, ui.coherenceLabel, ui.coherenceSpinBox):
             _enable(widget, bool(method and method.stochastic),
                     _("This method draws no samples: its one result is always the same."))
+        ui.targetDoseLabel.visible = ui.targetDoseSlider.visible = not onlyKernel  # the truth has no dose
         ui.targetDoseSlider.minimum, ui.targetDoseSlider.maximum = choices.doseRange(model)
         if self._parameters and onlyKernel:
             self._targetKernel.showOnly(onlyKernel)

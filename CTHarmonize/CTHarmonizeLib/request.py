@@ -40,9 +40,9 @@ class Request:
     """What the user asks for. None: the source's own (kernel, dose, thickness), what was detected (source_kernel,
     source_dose), the model's default (samples, temperature), or the engine's choice (tile, batch, threads).
 
-    ``kernel``: a name, ``truth``, or an f50 in lp/cm; ``dose`` in percent; ``thickness`` and ``coherence`` (between slices, 0:
-    off) in mm; ``model``: a folder or the name of an installed model; ``roi``: a box, or text that Roi.parse reads;
-    ``batch``: slices at once.
+    ``kernel``: a name, ``truth``, or an f50 in lp/cm; ``dose`` in percent; ``thickness`` and ``coherence`` (between
+    slices, 0: off) in mm; ``model``: a folder or the name of an installed model; ``roi``: a box, or text that Roi.parse
+    reads; ``batch``: slices at once.
     """
 
     kernel: str | float | None = None
@@ -94,8 +94,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """Source and target acquisition; ``dose`` is the target's in percent, infinite without noise; ``warnings`` and ``notes``, which warn of
-    nothing, are for the reader."""
+    """Source and target acquisition; ``dose`` is the target's in percent, infinite without noise; ``warnings`` and
+    ``notes``, which warn of nothing, are for the reader."""
 
     description: Description
     source: Acquisition

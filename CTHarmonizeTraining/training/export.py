@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from CTHarmonizeLib.ct.acquisition import is_truth
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
@@ -29,6 +30,7 @@ from CTHarmonizeLib.request import Request
 from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.evaluation.calibration import calibrate, output_for, validation_stores
+from CTHarmonizeTraining.evaluation.candidates import towards
 from CTHarmonizeTraining.evaluation.invariance import compared
 from CTHarmonizeTraining.evaluation.pairs_table import USUAL_SPACING, evaluate
 from CTHarmonizeTraining.simulation.phantom import ChestPhantom
@@ -175,14 +177,14 @@ def export(
             write_model(weights, method, facts, aside)
         reached = {
             "pixel_spacing": float(np.clip(USUAL_SPACING, *facts["pixel_spacing"])),
-            "target_dose": float(facts["target"]["dose"][1]),
+            "target_dose": float(facts["target"]["dose"][1]) if facts["target"]["dose"] else 100.0,
         }
         tests = {"ct": ct, "phantom": phantom}
         for kind, test in tests.items():
             if test:
                 results = evaluate(
-                    folder / kind, slices=slices, model=str(aside), samples=samples, device=device,
-                    cache=folder / "simulated", figures=False, **reached, **{kind: test},
+                    folder / kind, slices=slices, method=method.method, model=str(aside), samples=samples,
+                    device=device, cache=folder / "simulated", figures=False, **reached, **{kind: test},
                 )  # fmt: skip
                 facts["quality"] += quality(results)
         _move(write_model(weights, method, facts, aside), output)
@@ -221,7 +223,8 @@ def quality(results: dict) -> list[dict]:
     data = results["data"]
     entries = []
     for pair in results["pairs"]:
-        mapping = f"{pair['source']} {pair['dose']:g} % to {pair['target']} {pair['target_dose']:g} %"
+        dose = "without noise" if is_truth(pair["target"]) else f"{pair['target_dose']:g} %"
+        mapping = f"{pair['source']} {pair['dose']:g} % to {pair['target']} {dose}"
         rmse = dict(pair["rmse"]["clean"])
         drawn = {key: results[key] for key in ("samples", "temperature")} if "mean" in rmse else {}
         image = "mean of {samples} samples at temperature {temperature:g}".format(**drawn) if drawn else "output"
@@ -257,11 +260,11 @@ def measured_halo(folder: Path, device: str = "auto") -> int:
         for halo in HALOS:
             shutil.copy(folder / WEIGHTS, trial)
             Path(trial, CARD).write_text(json.dumps({**card, "halo": halo}), encoding="utf-8")
-            whole = Request(
-                kernel=float(np.mean(card["target"]["f50"])), dose=card["target"]["dose"][1],
-                method=card["method"], model=trial,
-                source_kernel=float(np.mean(card["source"]["f50"])), samples=2, device=device, precision="float32",
+            asked = Request(
+                method=card["method"], model=trial, source_kernel=float(np.mean(card["source"]["f50"])), samples=2,
+                device=device, precision="float32",
             )  # fmt: skip
+            whole = towards(asked, float(np.mean(card["target"]["f50"])), (card["target"]["dose"] or [100.0])[-1])
             (difference,) = compared(volume, whole, [("tiles", replace(whole, tile=128))])
             largest = difference.largest["standard_deviation"]
             say(f"halo {halo}: tiles differ by {largest:.4f} HU at most")

@@ -121,7 +121,7 @@ def _check_target(method: Training, data: DataConfig) -> None:
     """Raise InputError where the data's targets are not what the method says that it makes."""
     if method.towards_truth != data.towards_truth:
         raise InputError(
-            "The method makes the noise-free truth: the configuration's data.simulated.kernels have to be [null, truth]."
+            "The method makes the noise-free truth: the configuration's data.simulated.kernels has to be [null, truth]."
             if method.towards_truth
             else "Only a method that makes the noise-free truth, such as physics-gan, can be trained towards it."
         )

@@ -61,7 +61,7 @@ class PairCriticConfig:
 
 
 class PairCritic(nn.Module):
-    """Fully convolutional, on image and input together: 4x4 convolutions, of stride 2 but for the last two, whose map of
+    """Fully convolutional, on image and input together: 4x4 convolutions, of stride 2 but for the last two; the map of
     verdicts is averaged. No normalisation: the gradient penalty is each item's own."""
 
     def __init__(self, config: PairCriticConfig) -> None:

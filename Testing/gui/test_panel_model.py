@@ -72,9 +72,9 @@ def test_samples_make_mean_and_deviation(host, widget, folder):
 @pytest.fixture
 def truthful(host, tmp_path):
     """The panel with a small untrained model that makes the truth."""
-    from CTHarmonizeGui import phantom, registry
     from model_folder import make_model_folder
 
+    from CTHarmonizeGui import phantom, registry
     from CTHarmonizeLib.networks.physics import PhysicsConfig, PhysicsGenerator
 
     config = PhysicsConfig(channels=4, depth=1, images=1, hidden=2, frequencies=1, stride=2)
@@ -93,7 +93,7 @@ def test_a_method_that_makes_the_truth_leaves_nothing_to_choose(host, truthful):
     assert ui.methodComboBox.currentText == "Physics-informed GAN"
     kernels = [ui.targetKernelComboBox.itemText(i) for i in range(ui.targetKernelComboBox.count)]
     assert kernels == ["Truth (noise-free)"] and not ui.targetKernelSpinBox.visible
-    assert not ui.targetDoseSlider.enabled and "has no dose" in ui.targetDoseSlider.toolTip
+    assert not ui.targetDoseSlider.visible and not ui.targetDoseLabel.visible
     request = truthful.panel.request()
     assert request["targetKernel"] == "truth" and request["targetDose"] is None and request["samples"] is None
     assert host.process(60.0, until=lambda: not truthful.panel._detector.busy)
@@ -106,4 +106,5 @@ def test_a_method_that_makes_the_truth_leaves_nothing_to_choose(host, truthful):
     names = [ui.methodComboBox.itemData(i) for i in range(ui.methodComboBox.count)]
     ui.methodComboBox.setCurrentIndex(names.index("mtf-filter"))  # the reader's own choice comes back
     assert ui.targetKernelComboBox.currentText == "Medium" and ui.targetKernelSpinBox.visible
+    assert ui.targetDoseSlider.visible and not ui.targetDoseSlider.enabled
     assert truthful.panel.request()["targetKernel"] == "medium"

@@ -78,7 +78,7 @@ class NoiseTable:
         return float(np.exp(value) / np.sqrt(dose / 100.0))
 
     def dose(self, f50: float, noise: float) -> float:
-        """Dose in percent that gives ``noise`` (HU) at ``f50``: the inverse of :meth:`noise`; without noise infinite."""
+        """Dose in percent that gives ``noise`` (HU) at ``f50``: the inverse of :meth:`noise`; infinite for none."""
         return 100.0 * (self.noise(f50, 100.0) / noise) ** 2 if noise > 0.0 else math.inf
 
 

@@ -19,7 +19,7 @@ class PhysicsGANMethod(ImageMethod):
 
     name: ClassVar[str] = "physics-gan"
     title: ClassVar[str] = "Physics-informed GAN"
-    summary: ClassVar[str] = "Adversarial network told the source's MTF: shows the noise-free truth that phantoms taught."
+    summary: ClassVar[str] = "Adversarial network told the source's sharpness: shows the truth as phantoms taught it."
     target_fields: ClassVar[frozenset[str]] = frozenset({"kernel"})
     makes_truth: ClassVar[bool] = True
 
@@ -29,9 +29,7 @@ class PhysicsGANMethod(ImageMethod):
 
         return PhysicsGenerator(PhysicsConfig.from_dict(entries))
 
-    def inputs(
-        self, planes: Tensor, source: Acquisition, target: Acquisition
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    def inputs(self, planes: Tensor, source: Acquisition, target: Acquisition) -> tuple[Tensor, Tensor | None, Tensor]:
         """Planes, conditions, and the source's MTF (b, 1, n, n)."""
         import torch
 

@@ -27,11 +27,11 @@ class PhysicsConfig(NetworkConfig):
     parameters.
 
     ``channels``, ``depth`` and ``attention`` of the U-Net, ``stride``, ``gain`` and ``conditions`` (0: told of the MTF
-    alone) as :class:`~CTHarmonizeLib.networks.unet.UNetConfig` has them; ``images`` that it hands to the filter; ``hidden``
-    channels of Omega and O; ``frequencies``: side of Lambda's kernel. 3 is the published 3D convolution, over real and
-    imaginary part and neighbouring frequencies: what it does to a pixel depends on where that lies in an image of which
-    size. 1 weights each frequency by itself, real and imaginary part alike: a filter of the image, the same everywhere
-    and for every size. Without ``spectral`` it is the paper's ablation, the U-Net alone.
+    alone) as :class:`~CTHarmonizeLib.networks.unet.UNetConfig` has them; ``images`` that it hands to the filter;
+    ``hidden`` channels of Omega and O; ``frequencies``: side of Lambda's kernel. 3 is the published 3D convolution,
+    over real and imaginary part and neighbouring frequencies: what it does to a pixel depends on where that lies in an
+    image of which size. 1 weights each frequency by itself, real and imaginary part alike: a filter of the image, the same
+    everywhere and for every size. Without ``spectral`` it is the paper's ablation, the U-Net alone.
     """
 
     channels: int = 57
@@ -142,8 +142,8 @@ class SpectralFilter(nn.Module):
 
 
 def at_half_spectrum(gains: Tensor, rows: int, columns: int) -> Tensor:
-    """``gains`` (b, c, n, n) on cells between minus and plus Nyquist at the frequencies of ``torch.fft.rfft2``, bilinear:
-    (b, c, rows, columns // 2 + 1)."""
+    """``gains`` (b, c, n, n) on cells between minus and plus Nyquist at the frequencies of ``torch.fft.rfft2``,
+    bilinear: (b, c, rows, columns // 2 + 1)."""
     vertical = torch.fft.fftfreq(rows, device=gains.device)[:, None]
     horizontal = torch.fft.rfftfreq(columns, device=gains.device)[None]
     place = 2.0 * torch.stack(torch.broadcast_tensors(horizontal, vertical), -1)  # -1 and 1: the outer cells' edges
