@@ -77,8 +77,8 @@ def _parser() -> _Parser:
     command.add_argument(
         "--kernel",
         metavar="K",
-        help="target kernel: smooth, medium, sharp, a vendor's such as siemens-b30f, or an f50 in lp/cm; truth (without "
-        "noise) for methods that make it (without it: the source's)",
+        help="target kernel: smooth, medium, sharp, a vendor's such as siemens-b30f, or an f50 in lp/cm; or truth, for "
+        "methods that make the noise-free truth (without it: the source's)",
     )
     command.add_argument("--dose", type=float, metavar="PERCENT", help="target dose (without it: the source's)")
     command.add_argument(

@@ -231,8 +231,9 @@ def test_the_critic_has_five_layers_and_sees_the_pair() -> None:
 def test_the_critics_unit_is_the_papers(phantom: Path) -> None:
     stage, batch = stage_of(), batch_of(phantom)
     told = batch["planes"] / UNIT, batch["acquisition"]
-    expected = stage.critic(batch["target"] / UNIT, *told) - stage.critic(batch["clean"] * 0.5 / UNIT, *told)
-    found = stage.critic_loss(batch["clean"] * 0.5, batch, 0)["distance"]
+    with torch.no_grad():
+        expected = stage.critic(batch["target"] / UNIT, *told) - stage.critic(batch["clean"] * 0.5 / UNIT, *told)
+    found = stage.critic_loss(batch["clean"] * 0.5, batch, 0)["distance"].detach()
     assert float(found) == pytest.approx(float(expected.mean()), rel=1e-4)
 
 
@@ -307,12 +308,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(kind: str, phantom: Path, tmp_pa
 def test_it_learns(phantom: Path, tmp_path: Path) -> None:
     """The Huber loss on held-out pairs falls, and the filter takes part in it."""
     torch.manual_seed(0)
-    method = training(regression=stage_config(40, cycle=None))
+    config = StageConfig(90, 5e-3, batch=4, warmup=2, halved_at=(0.9,), gradient_clip=1.0)
+    method = training(regression=config, network=replace(NETWORK, channels=8))
     stage = method.stage("regression", method.build())
     batch = torch.utils.data.default_collate([pairs(phantom, 8, seed=2)[index] for index in range(8)])
     before = float(stage.loss(batch)["loss"].detach())
-    run_stage("test", stage, Pairs(pairs(phantom, 40 * BATCH), None, BATCH, workers=0), tmp_path, CPU)
-    assert float(stage.loss(batch)["loss"].detach()) < 0.8 * before
+    run_stage("test", stage, Pairs(pairs(phantom, 90 * 4), None, 4, workers=0), tmp_path, CPU)
+    assert float(stage.loss(batch)["loss"].detach()) < 0.85 * before
     assert float(stage.network.omega.two.weight.abs().max()) > 0.0
 
 
@@ -336,6 +338,5 @@ def test_noise_on_a_truths_card_can_be_inverted(phantom: Path) -> None:
     table = NoiseTable.from_card(noise_table([SceneSampler(phantom)]))
     source = Acquisition(4.0, 6.6, 1.0, 20.0, 0.8, 2.0)
     target = target_acquisition(source, table, "truth")
-    assert table.dose(target.f50, target.noise) == np.inf and table.dose(4.0, table.noise(4.0, 50.0)) == pytest.approx(
-        50
-    )
+    assert table.dose(target.f50, target.noise) == np.inf
+    assert table.dose(4.0, table.noise(4.0, 50.0)) == pytest.approx(50)

@@ -30,8 +30,8 @@ class PhysicsConfig(NetworkConfig):
     alone) as :class:`~CTHarmonizeLib.networks.unet.UNetConfig` has them; ``images`` that it hands to the filter;
     ``hidden`` channels of Omega and O; ``frequencies``: side of Lambda's kernel. 3 is the published 3D convolution,
     over real and imaginary part and neighbouring frequencies: what it does to a pixel depends on where that lies in an
-    image of which size. 1 weights each frequency by itself, real and imaginary part alike: a filter of the image, the same
-    everywhere and for every size. Without ``spectral`` it is the paper's ablation, the U-Net alone.
+    image of which size. 1 weights each frequency by itself, real and imaginary part alike: a filter of the image, the
+    same everywhere and for every size. Without ``spectral`` it is the paper's ablation, the U-Net alone.
     """
 
     channels: int = 57
