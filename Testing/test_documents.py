@@ -69,7 +69,8 @@ def settings_of_the_method() -> set[str]:
         inner = (names(value, f"{place}{key}.") for key, value in entries.items() if isinstance(value, dict))
         return {f"{place}{key}" for key in entries}.union(*inner)
 
-    return names(settings.load("ctflow-compact")[0].as_dict()["init_args"])
+    shipped = (settings.load(name)[0] for name in ("ctflow-compact", "wgan-vgg-compact"))
+    return set().union(*(names(method.as_dict()["init_args"]) for method in shipped))
 
 
 @pytest.mark.parametrize("line", commands("ctharmonize") + commands("ctharmonize-train"))
