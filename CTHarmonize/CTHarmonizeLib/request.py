@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 MOST_SAMPLES = 1000
+DOSES = (1.0, 400.0)
+"""Percent that may be asked for; a model's card may allow less."""
 
 _FIELD_WORDS = {"kernel": "the kernel", "dose": "the dose", "thickness": "the slice thickness"}
 
@@ -88,7 +90,8 @@ class Plan:
 
 
 def choose(request: Request) -> Choice:
-    """Check a request and find its method and model. Raises InputError with the reason."""
+    """Check a request and find its method and model. Raises InputError with the reason, or CannotRunError where a
+    package that the method needs is missing."""
     method = method_named(request.method)
     _check_target_fields(request, method)
     if request.device not in DEVICES:
@@ -106,7 +109,8 @@ def choose(request: Request) -> Choice:
     ):
         _check_number(name, value, low, high)
     for name, value in (("target dose", request.dose), ("source dose", request.source_dose)):
-        _check_number(name + " (percent)", value, 1.0, 400.0)
+        _check_number(name + " (percent)", value, *DOSES)
+    method.check_packages()
     if not method.needs_model:
         if request.model is not None:
             raise InputError(f"The method {method.name} needs no model: leave the model out.")
