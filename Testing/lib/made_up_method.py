@@ -28,7 +28,10 @@ class MadeUp(Method):
 """
 
 
-def install(monkeypatch, packages: str = "(Package('made-up-package', 'made_up_package', 'on made-up terms'),)") -> None:
+PACKAGES = "(Package('made-up-package', 'made_up_package', 'on made-up terms'),)"
+
+
+def install(monkeypatch, packages: str = PACKAGES) -> None:
     """Make ``CTHarmonizeLib.methods.made_up`` exist until the test ends."""
     name = f"{methods.__name__}.made_up"
     module = types.ModuleType(name)

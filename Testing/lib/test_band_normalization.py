@@ -34,8 +34,8 @@ def chest(kernel: str = "sharp", noise: float = 60.0, slices: int = 3) -> tuple[
     radius = np.hypot(y / 0.8, x)
     image = np.full((slices, SIDE, SIDE), -1000.0)
     image[:, radius < 88] = -100.0
-    image[:, radius < 78] = 40.0
-    lungs = np.hypot(y, np.abs(x) - 38) < 30
+    image[:, radius < 66] = 40.0
+    lungs = np.hypot(y, np.abs(x) - 34) < 26
     image[:, lungs] = -860.0
     for plane in image:
         vessels = ndimage.gaussian_filter(random.standard_normal((SIDE, SIDE)), 1.2) > 0.3
@@ -47,9 +47,9 @@ def chest(kernel: str = "sharp", noise: float = 60.0, slices: int = 3) -> tuple[
     power = np.sqrt(denoising.noise_power(source, (SIDE, SIDE))) / SIDE
     grain = np.fft.ifft2(np.fft.fft2(random.standard_normal(image.shape)) * power).real
     regions = {
-        "lung": np.hypot(y, np.abs(x) - 38) < 22,
-        "water": (radius < 72) & (np.hypot(y, np.abs(x) - 38) > 36),
-        "fat": (radius > 80) & (radius < 86),
+        "lung": np.hypot(y, np.abs(x) - 34) < 19,
+        "water": (radius < 60) & (np.hypot(y, np.abs(x) - 34) > 31),
+        "fat": (radius > 71) & (radius < 83),
         "air": radius > 96,
     }
     return Volume(np.rint(clean + grain).astype(np.int16), (SPACING, SPACING, 2.0)), regions
@@ -133,7 +133,7 @@ def test_sharp_and_noisy_becomes_smooth():
     wanted = bands.LUNG.energies(target)
     np.testing.assert_allclose(energies(volume, made)[free], wanted[free], rtol=0.05)
     water = regions["water"]
-    assert made[:, water].std() < 0.4 * volume.hu[:, water].std()
+    assert made[:, water].std() < 0.5 * volume.hu[:, water].std()
 
 
 def test_gains_are_limited_and_mean_hu_stay():

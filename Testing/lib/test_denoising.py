@@ -118,7 +118,8 @@ def test_the_share_stays_between_none_and_all():
 def test_the_noise_that_stays_is_the_targets(name, kernel, ratio):
     source = acquisition(kernel, 40.0)
     noise = coloured(np.random.default_rng(3), source, (128, 128))
-    volume = Volume(np.rint(noise * (source.noise / noise.std()) + 40.0).astype(np.int16)[None], (SPACING, SPACING, 2.0))
+    hu = np.rint(noise * (source.noise / noise.std()) + 40.0).astype(np.int16)[None]
+    volume = Volume(hu, (SPACING, SPACING, 2.0))
     method = available()[name](None, torch.device("cpu"), torch.float32)
     target = replace(source, noise=ratio * source.noise)
     made = engine.run(volume, method, source, target, engine.Settings()).mean

@@ -212,8 +212,6 @@ class BandNormalization(Method):
     needs_model: ClassVar[bool] = False
     target_fields: ClassVar[frozenset[str]] = frozenset({"kernel", "dose"})
 
-    anchor_mm = 3.0  # kernels differ in no lower frequencies
-
     gains: np.ndarray | None = None
 
     def survey(self, volume: Volume, source: Acquisition, target: Acquisition) -> None:
