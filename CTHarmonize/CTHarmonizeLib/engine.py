@@ -139,6 +139,8 @@ class _Run:
         asked = Load(settings.slab or slices, settings.group or usual.samples, settings.tile)
         load = plan_load(self.method, (shape[0], *self.padded), self.samples, self.margin, asked)
         done = 0
+        with torch.inference_mode():
+            self.method.survey(self.volume, self.source, self.target)
         while done < shape[0]:
             slab = range(done, min(done + load.slices, shape[0]))
             try:

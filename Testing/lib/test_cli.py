@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import made_up_method
 import numpy as np
 import pytest
 import SimpleITK
@@ -271,6 +272,27 @@ def test_models(shared, capsys, monkeypatch):
     assert {"ctflow", "mtf-filter"} <= {method["name"] for method in listed["methods"]}
     assert "Test model" in [model["card"]["name"] for model in listed["models"]]
     assert listed["unusable"] == []
+
+
+def test_a_new_method_is_one_class_in_one_module(scan, tmp_path, capsys, monkeypatch):
+    made_up_method.install(monkeypatch, packages="()")
+    assert cli.main(["models"]) == 0
+    assert "made-up: A method for tests, one class in one module. Sets dose." in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert cli.main(["harmonize", scan, "-o", str(out), "--method", "made-up", "--dose", "100"]) == 0
+    tissue = (slice(None), slice(60, 70), slice(60, 70))
+    difference = read_volume(out / "mean.nrrd").hu[tissue].astype(int) - read_volume(scan).hu[tissue]
+    assert (difference == 7).all()
+
+
+def test_a_missing_package_is_one_sentence(scan, tmp_path, capsys, monkeypatch):
+    made_up_method.install(monkeypatch)
+    out = tmp_path / "out"
+    assert cli.main(["harmonize", scan, "-o", str(out), "--method", "made-up", "--dose", "100"]) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "made-up-package (on made-up terms)" in error
+    assert 'run pip install "made-up-package"' in error
+    assert not out.exists()
 
 
 def test_models_tells_whether_the_deviation_is_calibrated(tmp_path, capsys, monkeypatch):
