@@ -115,6 +115,7 @@ class CTFlowTraining(NetworkTraining):
     ``mean_weight`` as :class:`FlowStage` has it."""
 
     method: ClassVar[str] = "ctflow"
+    halved: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     encoder: StageConfig
     flow: StageConfig
