@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
 from CTHarmonizeLib.networks.config import NetworkConfig
 
-_INITIAL = 0.1  # of the weights that Kaiming's rule gives
 _SKIPS = ("none", "nearest", "linear")
 
 
@@ -24,7 +23,8 @@ class VolumeGeneratorConfig(NetworkConfig):
 
     ``ratio``: slices made of each; ``stride`` 2: in-plane on the space-to-depth grid; ``gain``: of the network's input,
     undone at its output; ``skip``: what the output is a correction of, the last plane with each slice repeated
-    (``nearest``) or interpolated (``linear``), or the whole image (``none``).
+    (``nearest``) or interpolated (``linear``), or the whole image (``none``). ``initial``: the random weights, as a
+    share of those by Kaiming's rule.
     """
 
     blocks: int = 8
@@ -35,6 +35,7 @@ class VolumeGeneratorConfig(NetworkConfig):
     stride: int = 1
     gain: float = 1.0
     skip: str = "none"
+    initial: float = 0.1
 
     def __post_init__(self) -> None:
         if self.ratio < 1 or self.stride < 1:
@@ -61,9 +62,9 @@ class VolumeGeneratorConfig(NetworkConfig):
 class ResidualBlock(nn.Module):
     """Two convolutions with a skip, ReLU between, nothing normalised."""
 
-    def __init__(self, channels: int, embedding: int) -> None:
+    def __init__(self, channels: int, embedding: int, initial: float) -> None:
         super().__init__()
-        self.one, self.two = _convolution(channels, channels), _convolution(channels, channels)
+        self.one, self.two = (_convolution(channels, channels, initial) for _ in range(2))
         self.modulation = Modulation(embedding, channels) if embedding else None
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
@@ -83,14 +84,14 @@ class VolumeGenerator(nn.Module):
     def __init__(self, config: VolumeGeneratorConfig = VolumeGeneratorConfig()) -> None:
         super().__init__()
         self.config = config
-        channels, cells = config.channels, config.stride**2
+        channels, cells, initial = config.channels, config.stride**2, config.initial
         self.embedding = acquisition_embedding(config.conditions)
-        self.first = _convolution(config.planes * cells, channels)
+        self.first = _convolution(config.planes * cells, channels, initial)
         embedding = EMBEDDING if config.conditions else 0
-        self.blocks = nn.ModuleList(ResidualBlock(channels, embedding) for _ in range(config.blocks))
-        self.trunk = _convolution(channels, channels)
-        self.thin = _convolution(channels, channels)
-        self.last = _convolution(channels, cells)
+        self.blocks = nn.ModuleList(ResidualBlock(channels, embedding, initial) for _ in range(config.blocks))
+        self.trunk = _convolution(channels, channels, initial)
+        self.thin = _convolution(channels, channels, initial)
+        self.last = _convolution(channels, cells, initial)
 
     @property
     def widest(self) -> int:
@@ -128,10 +129,10 @@ class VolumeGenerator(nn.Module):
             return layer(x.to(layer.weight.dtype))
 
 
-def _convolution(inside: int, outside: int) -> nn.Conv3d:
+def _convolution(inside: int, outside: int, initial: float) -> nn.Conv3d:
     layer = nn.Conv3d(inside, outside, 3, padding=1)
     nn.init.kaiming_normal_(layer.weight)
-    layer.weight.data.mul_(_INITIAL)
+    layer.weight.data.mul_(initial)
     nn.init.zeros_(layer.bias)
     return layer
 
