@@ -1,6 +1,7 @@
 """The generator of the 3D spectral-norm GAN (Wei et al. 2020, "CT image normalization"), also its CNN baseline.
 
-Residual blocks of 3^3 convolutions on thick slices, then thin ones: nearest up-sampling along z and convolutions.
+Residual blocks of 3^3 convolutions on thick slices, then nearest up-sampling along z and two convolutions on thin
+ones. As in EDSR (Lim et al. 2017), which the paper follows, only the blocks have activations.
 """
 
 from __future__ import annotations
@@ -111,11 +112,11 @@ class VolumeGenerator(nn.Module):
         config = self.config
         x = self._in_float32(self.first, config.gain * _to_depth(planes, config.stride))
         told = embedded(self.embedding, acquisition)
-        first = x = F.relu(x).to(self.trunk.weight.dtype)
+        first = x = x.to(self.trunk.weight.dtype)
         for block in self.blocks:
             x = block(x, told)
         x = first + self.trunk(x)
-        x = F.relu(self.thin(x.repeat_interleave(config.ratio, 2)))
+        x = self.thin(x.repeat_interleave(config.ratio, 2))
         image = _to_space(self._in_float32(self.last, x), config.stride) / config.gain
         if config.skip == "none":
             return image
