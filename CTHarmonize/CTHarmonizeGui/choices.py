@@ -16,7 +16,8 @@ PREFERRED = "ctflow"
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """One method; ``models`` are its usable CTHarmonizeLib models, ``broken`` the reasons of unusable folders."""
+    """One method; ``models`` are its usable CTHarmonizeLib models, ``packages`` the optional Python packages that it
+    needs."""
 
     name: str
     title: str
@@ -25,6 +26,7 @@ class MethodChoice:
     needsModel: bool
     targetFields: frozenset[str]
     models: tuple[Any, ...] = ()
+    packages: tuple[Any, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -66,6 +68,7 @@ def findChoices(modelFolders: Sequence[str]) -> Choices:
             needsModel=method.needs_model,
             targetFields=frozenset(method.target_fields),
             models=tuple(model for model in models if model.method == name),
+            packages=tuple(method.packages),
         )
         for name, method in methods.available().items()
     ]

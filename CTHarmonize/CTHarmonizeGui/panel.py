@@ -29,7 +29,8 @@ class Panel(VTKObservationMixin):
     """Fills and reads the widgets in ``ui``.
 
     ``harmonize(volumeNode, **request)`` starts a job, ``makeDetection(volumeNode)`` makes one that describes,
-    ``ensureDependencies()`` raises a CTHarmonizeError where packages are missing.
+    ``ensureDependencies(packages=...)``, told what the method needs beside what all do, raises a CTHarmonizeError where
+    packages are missing.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Panel(VTKObservationMixin):
         clock: Clock,
         harmonize: Callable[..., Any],
         makeDetection: Callable[[Any], Any],
-        ensureDependencies: Callable[[], None],
+        ensureDependencies: Callable[..., None],
     ) -> None:
         VTKObservationMixin.__init__(self)
         self.ui = ui
@@ -339,7 +340,7 @@ class Panel(VTKObservationMixin):
             return
         self._message = Message()
         try:
-            self._ensureDependencies()
+            self._ensureDependencies(packages=self._method.packages)
             self._follow(self._harmonize(self._input, **self.request()))
         except (CTHarmonizeError, OSError) as error:
             self._message = Message("error", str(error))

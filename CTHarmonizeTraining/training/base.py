@@ -6,7 +6,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import ClassVar
 
 import lightning as L
 import torch
@@ -114,7 +113,7 @@ class Training(ABC):
     ratio: int | None = None
     """Of methods of volumes: target slices for each source slice."""
 
-    halved: ClassVar[tuple[str, ...]] = ("",)
+    halved: tuple[str, ...] = ("",)
     """What the names of the convolutions begin with that a model folder holds in half precision: all but those that
     invert."""
 

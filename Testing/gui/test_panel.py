@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import unittest
 from pathlib import Path
@@ -14,6 +15,7 @@ import slicer
 import vtk
 
 MODULE = Path(__file__).resolve().parents[2] / "CTHarmonize/CTHarmonize.py"
+sys.path[:0] = [str(MODULE.parents[1] / "Testing/lib")]
 TIMEOUT = 240.0  # only ever reached on failure or on a starved machine
 
 
@@ -293,6 +295,26 @@ def test_what_the_method_cannot_set_is_disabled_with_the_reason(host, widget, vo
     assert not ui.samplesSpinBox.enabled and "draws no samples" in ui.samplesSpinBox.toolTip
     assert ui.targetKernelComboBox.enabled and "f50" in ui.targetKernelComboBox.toolTip
     assert widget.panel.request()["targetDose"] is None
+
+
+def test_a_new_method_is_one_class_in_one_module(host, widget, volume, monkeypatch):
+    """Nothing but the module that holds it: the panel offers it, asks for its packages, and the request names it."""
+    import made_up_method
+
+    made_up_method.install(monkeypatch)
+    widget.panel.findModels()
+    widget.panel.refresh()
+    ui = widget.ui
+    choose(ui.methodComboBox, "made-up")
+    assert ui.methodComboBox.currentText == "Made up" and "one class" in ui.methodComboBox.toolTip
+    assert ui.targetDoseSlider.enabled and not ui.targetKernelComboBox.enabled
+    request = widget.panel.request()
+    assert request["method"] == "made-up" and request["targetDose"] == 100 and request["targetKernel"] is None
+    host.answerNext(qt.QMessageBox.Cancel)
+    ui.applyButton.click()
+    assert widget.panel.job is None
+    assert "made-up-package" in host.dialogs[-1].text and "made-up terms" in host.dialogs[-1].text
+    assert "made-up-package" in ui.messageLabel.text and "was not installed" in ui.messageLabel.text
 
 
 def test_kernel_by_number(host, widget, volume):
