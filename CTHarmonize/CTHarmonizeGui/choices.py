@@ -100,6 +100,20 @@ def doseRange(model: Any | None) -> tuple[float, float]:
     return max(10.0, float(low)), min(100.0, float(high))
 
 
+def thicknesses(method: MethodChoice | None, model: Any | None, thick: float) -> dict[float, str] | None:
+    """Slice thicknesses (mm) that the model makes of slices of ``thick`` mm, in words; empty where it can make none of
+    them, None where it leaves slices as they are."""
+    from CTHarmonizeLib.methods import method_named
+
+    count = method_named(method.name).slices_made(model.card) if method and model else 1
+    if count == 1:
+        return None
+    made = thick / count
+    low, high = model.card["target"]["thickness"] or (0.0, float("inf"))
+    words = _("{made:.3g} mm, {count} of each of {thick:.3g} mm").format(made=made, count=count, thick=thick)
+    return {made: words} if low - 1e-6 <= made <= high + 1e-6 else {}
+
+
 def kernelTitle(name: str) -> str:
     return {"smooth": _("Smooth"), "medium": _("Medium"), "sharp": _("Sharp")}.get(name, name.capitalize())
 

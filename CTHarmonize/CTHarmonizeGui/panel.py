@@ -123,6 +123,12 @@ class Panel(VTKObservationMixin):
     def _pixelSpacing(self) -> float:
         return float(self._input.GetSpacing()[0]) if self._input else 0.7
 
+    @property
+    def _sliceThickness(self) -> float:
+        """As detected, before that as the slices lie."""
+        known = (self._detector.description.get("acquisition") or {}).get("slice_thickness")
+        return float(known or (self._input.GetSpacing()[2] if self._input else 2.0))
+
     def _inputProblem(self) -> str:
         try:
             scene.checkInput(self._input)
@@ -190,6 +196,7 @@ class Panel(VTKObservationMixin):
         ):
             for widget in widgets:
                 _enable(widget, name in fields, cannot)
+        self._showThickness()
         for widget in (ui.samplesLabel, ui.samplesSpinBox, ui.temperatureLabel, ui.temperatureSpinBox,
                        ui.seedLabel, ui.seedSpinBox, ui.coherenceLabel, ui.coherenceSpinBox):
             _enable(widget, bool(method and method.stochastic),
@@ -202,6 +209,15 @@ class Panel(VTKObservationMixin):
                 choices.kernelRange(model, self._pixelSpacing),
             )
             ui.expectedLabel.text = aim.text or "–"
+
+    def _showThickness(self) -> None:
+        ui = self.ui
+        thick = self._sliceThickness
+        made = choices.thicknesses(self._method, self._model, thick)
+        ui.targetThicknessLabel.visible = ui.targetThicknessComboBox.visible = made is not None
+        items = [(words, str(value)) for value, words in (made or {}).items()]
+        none = [(_("not of slices of {thick:.3g} mm").format(thick=thick), "")]
+        _fill(ui.targetThicknessComboBox, items or none, (items or none)[0][1])
 
     def _showRun(self, problem: str, aim: choices.Aim) -> None:
         ui, job = self.ui, self.job
@@ -283,6 +299,13 @@ class Panel(VTKObservationMixin):
             return None
         return (self._parameters.targetKernel or None) if name == "kernel" else self._parameters.targetDose
 
+    def _targetThickness(self) -> float | None:
+        """mm to ask for; None where slices stay as they are, or where the engine is to say why they cannot change."""
+        combo = self.ui.targetThicknessComboBox
+        chosen = combo.itemData(combo.currentIndex)
+        made = choices.thicknesses(self._method, self._model, self._sliceThickness)
+        return float(chosen) if made and chosen else None
+
     def _aim(self) -> choices.Aim:
         """Of what the panel shows; a method without samples adds no noise, whatever the target."""
         if not self._parameters:
@@ -298,6 +321,7 @@ class Panel(VTKObservationMixin):
         return {
             "targetKernel": self._targetOf("kernel"),
             "targetDose": self._targetOf("dose"),
+            "targetThickness": self._targetThickness(),
             "method": self._method.name,
             "model": str(model.folder) if model else None,
             "samples": parameters.samples if self._method.stochastic else None,

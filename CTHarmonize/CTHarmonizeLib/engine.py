@@ -171,13 +171,13 @@ class _Run:
 
     def _slab(self, slab: range, load: Load, result: Outcome) -> tuple[int, int]:
         """Fill ``result`` for the source slices ``slab`` of the region; voxels redrawn and replaced."""
-        first, window = self.roi.slices[0], self.method.window
+        first = self.roi.slices[0]
         index = slice(first + slab.start, first + slab.stop)
         around = np.arange(index.start - self.context, index.stop + self.context)
         around = around.clip(0, self.volume.shape[0] - 1)  # beyond the volume's ends its last slice again
-        whole = SourceSlab.from_hu(self.volume.hu[around], self.padded, window, self.method.device)
+        whole = SourceSlab.from_hu(self.volume.hu[around], self.padded, self.method.window, self.method.device)
         planes = self.method.prepare(whole.clean, self.source, self.target)
-        seen, whole = whole.clean, whole.divided(self.factor, self.context, window)
+        seen, whole = whole.clean, whole.divided(self.factor, self.context)
         core = slice(*self.roi.rows), slice(*self.roi.columns)
         parts = tiles(core, load.tile, self.margin, self.method.multiple, self.padded)
         redrawn = replaced = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.conditioning import acquisition_vector, source_planes
 from CTHarmonizeTraining.data.pairs import FILTER_MARGIN, item_key, turner, weights_of
@@ -36,6 +38,9 @@ class MeasuredPairs(Dataset):
     ``series`` (source, target), patterns such as ``("low*", "full*")``, limits them by name. ``full_dose_share`` of
     the pairs have a target at the set's full dose and a source at less, the others any dose. ``weights`` says by name
     how often a store is drawn; the others count the slices at which a crop that lies in the body begins.
+
+    With ``averaged_slices`` above 1 the source's slices are thick, means of so many: ``planes`` are (p, depth, size,
+    size) and ``target`` is (1, depth * averaged_slices, size, size).
     """
 
     def __init__(
@@ -49,24 +54,26 @@ class MeasuredPairs(Dataset):
         series: tuple[str, str] = ("*", "*"),
         full_dose_share: float = 0.6,
         depth: int = 1,
+        averaged_slices: int = 1,
     ) -> None:
-        if depth < 1:
-            raise InputError(f"A crop needs a slice or more, not {depth}.")
+        if depth < 1 or averaged_slices < 1:
+            raise InputError(f"A crop needs a slice or more, not {min(depth, averaged_slices)}.")
         self.length, self.size, self.planes, self.seed = length, size, planes, seed
-        self.full_dose_share, self.depth = full_dose_share, depth
+        self.full_dose_share, self.depth, self.averaged = full_dose_share, depth, averaged_slices
+        slices = depth * averaged_slices
         self.sources: list[_Source] = []
         share: list[float] = []
         opened = [PatientStore(path) for path in stores]
         given = weights_of([store.path for store in opened], weights)
         for store in opened:
-            sources = [source for entry in store.sets if (source := _Source(entry, size, depth, series)).usable]
+            sources = [source for entry in store.sets if (source := _Source(entry, size, slices, series)).usable]
             counts = np.array([len(source.slices) for source in sources], dtype=float)
             weight = given.get(store.path.stem)
             share.extend(counts if weight is None else weight * counts / max(counts.sum(), 1.0))
             self.sources.extend(sources)
         if not sum(share):
             raise InputError(
-                f"No pair of '{series[0]}' and '{series[1]}' with a crop of {depth} x {size} x {size} voxels inside "
+                f"No pair of '{series[0]}' and '{series[1]}' with a crop of {slices} x {size} x {size} voxels inside "
                 f"the body was found in {len(opened)} stores."
             )
         self.share = np.array(share) / sum(share)
@@ -82,17 +89,20 @@ class MeasuredPairs(Dataset):
         number, row, column = drawn.place(rng)
         size, margin = self.size, FILTER_MARGIN
         inside = slice(row - margin, row + size + margin), slice(column - margin, column + size + margin)
-        window = slice(number, number + self.depth), *inside
-        # (depth, rows, columns), HU
+        window = slice(number, number + self.depth * self.averaged), *inside
+        # (slices, rows, columns), HU
         seen, wanted = (
             torch.from_numpy(np.maximum(drawn.set.hu[(which, *window)], LOWEST_HU).astype(np.float32))
             for which in (source, target)
         )
         told = [drawn.set.reconstructions[which].acquisition for which in (source, target)]
+        if self.averaged > 1:
+            seen = seen.unflatten(0, (-1, self.averaged)).mean(1).round()
+            told[0] = averaged(told[0], self.averaged)
         inner = (..., slice(margin, -margin), slice(margin, -margin))
         turned = turner(rng)
         planes, target = source_planes(seen, *told, self.planes).transpose(0, 1), wanted[None]
-        if self.depth == 1:
+        if len(wanted) == 1:
             planes, target = planes[:, 0], target[:, 0]
         return {
             "planes": turned(planes[inner]),
@@ -100,6 +110,13 @@ class MeasuredPairs(Dataset):
             "acquisition": torch.tensor(acquisition_vector(*told)),
             "draw": item_key(self.seed, index),
         }
+
+
+def averaged(acquisition: Acquisition, count: int) -> Acquisition:
+    """Of slices that are means of ``count`` neighbouring ones: as many times as thick, with as many times the
+    photons."""
+    thickness, noise = count * acquisition.slice_thickness, acquisition.noise / count**0.5
+    return replace(acquisition, slice_thickness=thickness, noise=noise)
 
 
 class _Source:

@@ -110,6 +110,9 @@ class Training(ABC):
     multiple: int
     """Crops have a whole multiple of so many pixels."""
 
+    ratio: int | None = None
+    """Of methods of volumes: target slices for each source slice."""
+
     halved: tuple[str, ...] = ("",)
     """What the names of the convolutions begin with that a model folder holds in half precision: all but those that
     invert."""

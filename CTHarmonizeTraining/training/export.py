@@ -23,6 +23,7 @@ from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.methods import method_named
+from CTHarmonizeLib.methods.learned import VolumeMethod
 from CTHarmonizeLib.models import CARD, WEIGHTS, Model, load_model
 from CTHarmonizeLib.models.schema import card_problem
 from CTHarmonizeLib.request import Request
@@ -247,6 +248,8 @@ def measured_halo(folder: Path, device: str = "auto") -> int:
     """Twice the smallest of :data:`HALOS` with which tiles of 128 pixels agree with a whole slice of a phantom, in
     float32, to :data:`LARGEST_DIFFERENCE`: other images may reach further. Raises CannotRunError where none does."""
     phantom, card = ChestPhantom(0), json.loads((folder / CARD).read_text(encoding="utf-8"))
+    if issubclass(method_named(card["method"]), VolumeMethod):  # which knows how far it sees
+        return method_named(card["method"])(load_model(folder), torch.device("cpu"), torch.float32).halo
     low, high = card["pixel_spacing"]
     spacing = float(np.clip(phantom.pixel * 2, low, high))
     hu = phantom.slice(120.0, 2.0)[::2, ::2]

@@ -80,3 +80,34 @@ class ImageMethod(LearnedMethod):
     def _image(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
         """(b, h, w) in HU."""
         return to_hu(self.network(*self.inputs(planes, source, target)), self.window)[:, 0]
+
+
+class VolumeMethod(LearnedMethod):
+    """A network that makes thin slices of thick ones: ``network(planes, acquisition)`` is (1, 1, d * ratio, h, w) in
+    [0, 1] of planes (1, p, d, h, w). Its ``config`` says how far it sees: ``context`` slices, ``halo`` pixels."""
+
+    target_fields: ClassVar[frozenset[str]] = frozenset({"kernel", "dose", "thickness"})
+
+    usual_ratio: ClassVar[int]
+    """Of a card whose network does not say it."""
+
+    def __init__(self, model: Model | None, device: torch.device, precision: torch.dtype) -> None:
+        super().__init__(model, device, precision)
+        # what the network depends on is known, so nothing need be measured
+        self.context, self.halo = self.network.config.context, self.network.config.halo
+
+    @classmethod
+    def slices_made(cls, card: dict | None) -> int:
+        ratio = cls.usual_ratio if card is None else card["network"].get("ratio", cls.usual_ratio)
+        return ratio if isinstance(ratio, int) and ratio > 0 else 1  # the network refuses others when it is built
+
+    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+        planes, acquisition = self.inputs(planes.transpose(0, 1)[None], source, target)
+        return to_hu(self.network(planes, acquisition), self.window)[0, 0]
+
+    def estimate(self, state: Tensor) -> Tensor:
+        return state
+
+    def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
+        seen = slices + 2 * self.context
+        return self.factor * seen * rows * columns * (self.precision.itemsize * self.network.widest + 64)
