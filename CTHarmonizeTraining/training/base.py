@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -109,6 +110,10 @@ class Training(ABC):
 
     multiple: int
     """Crops have a whole multiple of so many pixels."""
+
+    halved: ClassVar[tuple[str, ...]] = ("",)
+    """What the names of the convolutions begin with that a model folder holds in half precision: all but those that
+    invert."""
 
     @abstractmethod
     def build(self) -> nn.Module:

@@ -64,6 +64,7 @@ class CTFlowTraining(NetworkTraining):
     ``mean_weight`` as :class:`~CTHarmonizeTraining.training.likelihood.LikelihoodStage` has it."""
 
     method: ClassVar[str] = "ctflow"
+    halved: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     encoder: StageConfig
     flow: StageConfig

@@ -199,7 +199,7 @@ def write_model(weights: dict[str, Tensor], method: Training, facts: dict, folde
     CannotRunError where it cannot be written.
     """
     folder = Path(folder)
-    content = save({name: _stored(name, value) for name, value in weights.items()})
+    content = save({name: _stored(name, value, method.halved) for name, value in weights.items()})
     card = {**method.card(), "notice": NOTICE, **facts, "weights_sha256": hashlib.sha256(content).hexdigest()}
     problem = card_problem(card)
     if problem:
@@ -331,6 +331,6 @@ def _stage(name: str, stage: StageConfig, size: int) -> str:
     return words + (f", weights averaged ({stage.average:g})" if stage.average else "")
 
 
-def _stored(name: str, value: Tensor) -> Tensor:
-    convolution = value.ndim == 4 and name.startswith("encoder.")
+def _stored(name: str, value: Tensor, halved: tuple[str, ...]) -> Tensor:
+    convolution = value.ndim >= 4 and name.startswith(halved)
     return (value.half() if convolution else value).contiguous()

@@ -68,17 +68,20 @@ CALIBRATION = {
 """What calibration adds to a card."""
 
 
-def make_model_folder(folder: Path, **changes) -> Path:
-    """An untrained CTFlow of the smallest size in ``folder``; ``changes`` replace entries of the card."""
+def make_model_folder(folder: Path, module: torch.nn.Module | None = None, **changes) -> Path:
+    """A model of the network ``module``, an untrained CTFlow of the smallest size where left out, in ``folder``;
+    ``changes`` replace entries of the card."""
     from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig
 
-    torch.manual_seed(1)
-    network = CTFlow(CTFlowConfig.from_dict(CARD["network"]))
-    for module in network.modules():
-        if hasattr(module, "initialized"):
-            module.initialized.fill_(True)
-    weights = save({name: value.contiguous() for name, value in network.state_dict().items()})
-    card = {**CARD, "weights_sha256": hashlib.sha256(weights).hexdigest(), **changes}
+    if module is None:
+        torch.manual_seed(1)
+        module = CTFlow(CTFlowConfig.from_dict(CARD["network"]))
+        for layer in module.modules():
+            if hasattr(layer, "initialized"):
+                layer.initialized.fill_(True)
+    weights = save({name: value.contiguous() for name, value in module.state_dict().items()})
+    network = module.config.as_dict()
+    card = {**CARD, "network": network, "weights_sha256": hashlib.sha256(weights).hexdigest(), **changes}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights.safetensors").write_bytes(weights)
     (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")

@@ -25,9 +25,10 @@ from CTHarmonizeTraining.cli import main
 from CTHarmonizeTraining.data.pairs import PairDataset
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import StageConfig
-from CTHarmonizeTraining.training.ctflow import CTFlowStage, CTFlowTraining, EncoderStage, FlowStage
+from CTHarmonizeTraining.training.ctflow import CTFlowTraining, EncoderStage, FlowStage
 from CTHarmonizeTraining.training.curves import read_log
 from CTHarmonizeTraining.training.fit import fit
+from CTHarmonizeTraining.training.image import ImageStage
 from CTHarmonizeTraining.training.loader import Pairs, RankBatches
 from CTHarmonizeTraining.training.settings import DataConfig
 from CTHarmonizeTraining.training.trainer import Machine, run_stage
@@ -52,7 +53,7 @@ class Watcher(L.Callback):
             raise KeyboardInterrupt
 
 
-def stage_of(kind: str, average: float | None = 0.9) -> CTFlowStage:
+def stage_of(kind: str, average: float | None = 0.9) -> ImageStage:
     torch.manual_seed(0)
     config = StageConfig(STEPS, 2e-3, batch=BATCH, warmup=2, average=average)
     if kind == "encoder":
@@ -60,7 +61,7 @@ def stage_of(kind: str, average: float | None = 0.9) -> CTFlowStage:
     return FlowStage(CTFlow(TINY), config, WINDOW, mean_weight=4.0)
 
 
-def train(stage: CTFlowStage, store: Path, folder: Path, stop: int | None = None) -> Watcher:
+def train(stage: ImageStage, store: Path, folder: Path, stop: int | None = None) -> Watcher:
     held_out = PairDataset([store], 2 * BATCH, 32, seed=2)  # validation in between, and a worker, change nothing
     data = Pairs(PairDataset([store], STEPS * BATCH, 32, seed=1), held_out, BATCH, workers=1)
     watcher = Watcher(stop)
@@ -157,7 +158,7 @@ def test_a_broken_checkpoint_is_one_sentence(store: Path, tmp_path: Path) -> Non
 
 def tiny_training(**changes: object) -> CTFlowTraining:
     stage = StageConfig(4, 1e-3, batch=BATCH, average=0.9)
-    return CTFlowTraining(stage, stage, network=TINY, intensity_window=WINDOW, truth="clean", **changes)
+    return CTFlowTraining(encoder=stage, flow=stage, network=TINY, intensity_window=WINDOW, truth="clean", **changes)
 
 
 def configuration(path: Path, **changes: object) -> Path:
@@ -222,13 +223,13 @@ def test_fit_leaves_what_it_did(store: Path, tmp_path: Path, capsys: pytest.Capt
 def test_a_run_starts_from_a_models_weights(store: Path, tmp_path: Path) -> None:
     folder, nothing = make_model_folder(tmp_path / "model"), StageConfig(0, 1e-3)
     network = CTFlowConfig.from_dict(CARD["network"])
-    method = CTFlowTraining(nothing, nothing, network=network, truth="clean")
+    method = CTFlowTraining(encoder=nothing, flow=nothing, network=network, truth="clean")
     fit(store, tmp_path / "run", method, DataConfig(32), initial=str(folder), machine=CPU)
     left = load_file(tmp_path / "run" / "network.safetensors")
     assert all(torch.equal(value, left[name]) for name, value in load_file(folder / "weights.safetensors").items())
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert record["initial"]["name"] == "Test model" and record["initial"]["training"]["patients"] == 0
-    other = CTFlowTraining(nothing, nothing, network=replace(network, hidden=16))
+    other = CTFlowTraining(encoder=nothing, flow=nothing, network=replace(network, hidden=16))
     with pytest.raises(InputError, match="is of another network"):
         fit(store, tmp_path / "other", other, DataConfig(32), initial=str(folder), machine=CPU)
 
@@ -252,7 +253,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="batches of 0"):
         StageConfig(4, 1e-3, batch=0)
     with pytest.raises(InputError, match="conditions are 11, or 0"):
-        CTFlowTraining(StageConfig(4, 1e-3), StageConfig(4, 1e-3), network=replace(TINY, conditions=3))
+        CTFlowTraining(encoder=StageConfig(4, 1e-3), flow=StageConfig(4, 1e-3), network=replace(TINY, conditions=3))
     with pytest.raises(ValueError, match="Unknown form"):
         replace(TINY, form="residuall")
 

@@ -189,7 +189,9 @@ def test_export_makes_a_model_folder_that_runs_the_same_network(store: Path, tmp
     network = CTFlow(TINY)
     for parameter in network.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
-    method = CTFlowTraining(stage_config(1), stage_config(1), None, TINY, WINDOW, anchor_mm=8.0)
+    method = CTFlowTraining(
+        encoder=stage_config(1), flow=stage_config(1), network=TINY, intensity_window=WINDOW, anchor_mm=8.0
+    )
     facts = dict(
         name="tiny", version="1", pixel_spacing=[0.45, 1.0], slice_thickness=[1, 3],
         source={"f50": [2.3, 9], "noise": [1, 200]}, target={"f50": [2.3, 9], "dose": [10, 100], "thickness": None},

@@ -1,0 +1,121 @@
+"""Training of WGAN-MSE and WGAN-VGG (Yang et al. 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
+from CTHarmonizeLib.networks.wgan import WGANConfig
+from CTHarmonizeTraining.training.adversarial import AdversarialStage, Game
+from CTHarmonizeTraining.training.base import StageConfig, TrainingStage
+from CTHarmonizeTraining.training.image import NetworkTraining, RegressionStage
+from CTHarmonizeTraining.training.perceptual import Features, load_features
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Size of a :class:`PatchCritic`; the defaults are the paper's. ``sees_source``: whether it also sees the input's
+    planes and is told of the acquisitions, which a model of more than one mapping needs."""
+
+    widths: tuple[int, ...] = (64, 64, 128, 128, 256, 256)
+    hidden: int = 1024
+    sees_source: bool = False
+
+
+class PatchCritic(nn.Module):
+    """Six 3x3 convolutions, every second of stride 2, and two dense layers (Yang et al. 2018, figure 2), for 64 x 64
+    pixels; of other sizes the last features are averaged to 8 x 8."""
+
+    GRID = 8
+
+    def __init__(self, config: CriticConfig, planes: int, conditions: int) -> None:
+        super().__init__()
+        self.sees_source = config.sees_source
+        widths = (1 + (planes if self.sees_source else 0), *config.widths)
+        pairs = zip(widths, widths[1:], strict=False)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(one, other, 3, 1 + number % 2, 1) for number, (one, other) in enumerate(pairs)
+        )
+        told = self.sees_source and conditions
+        self.embedding = acquisition_embedding(conditions if told else 0)
+        self.modulations = nn.ModuleList(Modulation(EMBEDDING, width) for width in (config.widths if told else ()))
+        self.dense = nn.Linear(config.widths[-1] * self.GRID**2, config.hidden)
+        self.last = nn.Linear(config.hidden, 1)
+
+    def forward(self, image: Tensor, planes: Tensor, acquisition: Tensor) -> Tensor:
+        """Verdicts (b,) on images (b, 1, h, w)."""
+        x = torch.cat([image, planes], 1) if self.sees_source else image
+        told = embedded(self.embedding, acquisition)
+        for number, convolution in enumerate(self.convolutions):
+            x = convolution(x)
+            if told is not None:
+                x = self.modulations[number](x, told)
+            x = F.leaky_relu(x, 0.2)
+        x = F.adaptive_avg_pool2d(x, self.GRID).flatten(1)
+        return self.last(F.leaky_relu(self.dense(x), 0.2))[:, 0]
+
+
+class PerceptualStage(AdversarialStage):
+    """Against a critic, with the squared difference of ``features`` as content."""
+
+    def __init__(self, *settings, features: Features) -> None:
+        super().__init__(*settings)
+        self._features = (features,)  # neither trained nor saved
+
+    def content(self, image: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        (features,) = self._features
+        return features.to(image.device).distance(self.hu(image), batch[self.truth])
+
+
+@dataclass(kw_only=True)
+class WGANTraining(NetworkTraining):
+    """First by ``penalty`` alone (``regression``, which the paper does not have; may be left out), then ``adversarial``
+    against a ``critic``."""
+
+    adversarial: StageConfig
+    regression: StageConfig | None = None
+    network: WGANConfig = WGANConfig()
+    critic: CriticConfig = CriticConfig()
+    game: Game = Game()
+    penalty: Literal["l1", "mse"] = "mse"
+
+    def stages(self) -> dict[str, StageConfig]:
+        stages = {"regression": self.regression, "adversarial": self.adversarial}
+        return {name: stage for name, stage in stages.items() if stage is not None and stage.iterations}
+
+    def stage(self, name: str, network: nn.Module) -> TrainingStage:
+        if name == "regression":
+            return RegressionStage(network, self.regression, self.intensity_window, self.truth, self.penalty)
+        return self.against(network, PatchCritic(self.critic, self.network.planes, self.network.conditions))
+
+    def against(self, network: nn.Module, critic: nn.Module) -> AdversarialStage:
+        """The adversarial stage."""
+        return AdversarialStage(network, *self._settings(critic))
+
+    def _settings(self, critic: nn.Module) -> tuple:
+        return self.adversarial, self.intensity_window, self.truth, critic, self.game, self.penalty
+
+
+@dataclass(kw_only=True)
+class WGANMSETraining(WGANTraining):
+    """Wasserstein GAN with squared error."""
+
+    method: ClassVar[str] = "wgan-mse"
+
+
+@dataclass(kw_only=True)
+class WGANVGGTraining(WGANTraining):
+    """Wasserstein GAN with perceptual loss; ``features`` as
+    :func:`~CTHarmonizeTraining.training.perceptual.load_features` reads them."""
+
+    method: ClassVar[str] = "wgan-vgg"
+
+    features: str = "vgg19"
+
+    def against(self, network: nn.Module, critic: nn.Module) -> AdversarialStage:
+        return PerceptualStage(network, *self._settings(critic), features=load_features(self.features))
