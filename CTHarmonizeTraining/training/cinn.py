@@ -17,6 +17,7 @@ class CINNTraining(NetworkTraining):
     ``target_noise``: HU of the Gaussian noise on the target (the authors' later code: 0.005 of the window)."""
 
     method: ClassVar[str] = "cinn"
+    halved: ClassVar[tuple[str, ...]] = ("conditioning.", "openings.", "sections.")
 
     flow: StageConfig
     network: CINNConfig = CINNConfig()

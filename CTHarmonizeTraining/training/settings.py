@@ -30,6 +30,7 @@ class MeasuredOptions:
     """Of measured pairs: see :class:`~CTHarmonizeTraining.data.measured.MeasuredPairs`."""
 
     series: tuple[str, str] = ("*", "*")
+    body_share: float | None = None
 
 
 @dataclass(frozen=True)
