@@ -65,7 +65,7 @@ def test_a_reconstruction_has_the_scanners_hu_in_their_place() -> None:
     (hu,) = reconstructed(line_integrals(), SIDE)
     assert hu.shape == (SIDE, SIDE) and hu.dtype == np.float32
     # half a HU less: the observations' ground truth has whole HU plus half a HU in the mean
-    assert means(hu) == pytest.approx([-0.5, 799.5, -900.5], abs=1.0)
+    assert means(hu) == pytest.approx([-0.5, 799.5, -900.5], abs=0.35)
     x = (np.arange(SIDE) - (SIDE - 1) / 2) * WIDTH / SIDE
     bone = (hu > 400).nonzero()
     assert x[bone[1]].mean() == pytest.approx(0.05, abs=2e-4) and x[bone[0]].mean() == pytest.approx(0.02, abs=2e-4)
@@ -99,7 +99,7 @@ def test_pairs_are_imported_and_trained_on(tmp_path: Path) -> None:
     crop = MeasuredPairs([path], 4, 352, planes=1, series=("FBP", "truth"), body_share=0.0)[0]
     assert crop["planes"].shape == crop["target"].shape == (1, 352, 352)
     inside = crop["target"] > -500
-    assert float((crop["planes"] - crop["target"])[inside].mean()) == pytest.approx(0.0, abs=3.0)
+    assert float((crop["planes"] - crop["target"])[inside].median()) == pytest.approx(0.0, abs=3.0)
     with pytest.raises(InputError, match="No pair"):  # the body fills too little of a whole image
         MeasuredPairs([path], 4, 352, planes=1)
 
