@@ -38,6 +38,7 @@ def run(arguments: list[str]) -> None:
 
 def _commands() -> dict[str, Callable]:
     from CTHarmonizeTraining.evaluation.calibration import calibrate
+    from CTHarmonizeTraining.evaluation.comparison import compare
     from CTHarmonizeTraining.evaluation.pairs_table import evaluate
     from CTHarmonizeTraining.importing.command import import_collection
     from CTHarmonizeTraining.simulation.command import simulate
@@ -51,6 +52,7 @@ def _commands() -> dict[str, Callable]:
         "export": export,
         "calibrate": calibrate,
         "evaluate": evaluate,
+        "compare": compare,
     }
 
 

@@ -82,7 +82,10 @@ def _parser() -> _Parser:
     )
     command.add_argument("--dose", type=float, metavar="PERCENT", help="target dose (without it: the source's)")
     command.add_argument(
-        "--thickness", type=float, metavar="MM", help="target slice thickness, for methods that can set it"
+        "--thickness",
+        type=float,
+        metavar="MM",
+        help="target slice thickness, for methods that can set it (without it: what the model makes of the source's)",
     )
     command.add_argument("--method", default="ctflow", help="default: %(default)s; see ctharmonize models")
     command.add_argument("--model", metavar="FOLDER", help="model folder, or the name of an installed model")
@@ -141,8 +144,9 @@ def _harmonize(options: argparse.Namespace) -> None:
         files = result.save(options.output)
     finally:
         line.close()
-    for warning in result.report["warnings"]:
-        print(f"Warning: {warning}", file=sys.stderr)
+    for kind, sentences in (("Note", result.report["notes"]), ("Warning", result.report["warnings"])):
+        for text in sentences:
+            print(f"{kind}: {text}", file=sys.stderr)
     if options.json:
         print(report.as_json(result.report, indent=2))
     else:
@@ -219,7 +223,9 @@ def _models(options: argparse.Namespace) -> None:
 
 def _reach(card: dict) -> str:
     (low, high), (least, most) = card["target"]["f50"], card["target"]["dose"]
-    reach = f"kernels with f50 {low:g} to {high:g} lp/cm, doses {least:g} to {most:g} %."
+    reach = f"kernels with f50 {low:g} to {high:g} lp/cm, doses {least:g} to {most:g} %"
+    thickness = card["target"]["thickness"]
+    reach += f", slices of {thickness[0]:g} to {thickness[1]:g} mm." if thickness else "."
     if "calibration" not in card:
         return reach
     widest = max(card["calibration"]["coverage"], key=lambda entry: entry["nominal"])

@@ -32,6 +32,7 @@ REDRAWS = 3
 
 _REDRAW_RADIUS = 16  # pixels around an implausible voxel whose latents are replaced
 _ENCODING_SHARE = 4  # of progress, in samples
+_SLAB_IN_CONTEXTS = 4  # slices of a slab for each that is computed again for the next one: half as much again at most
 _DEFAULT_LOAD = {"cpu": Load(1, 4), "cuda": Load(4, 16), "mps": Load(1, 4)}
 
 Progress = Callable[[float], None]
@@ -59,7 +60,8 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """Arrays (slices, rows, columns) of the region: ``harmonized`` and ``mean`` int16 HU, ``deviation`` float32 HU.
+    """Arrays (slices, rows, columns) of the region: ``harmonized`` and ``mean`` int16 HU, ``deviation`` float32 HU. A
+    method that makes several slices of each source slice has them one after another.
 
     ``redrawn``: voxels of samples that were implausible at first; ``replaced``: those that stayed so and became the
     estimate; ``drawn``: all voxels of all samples. ``load``: what was computed at once in the end.
@@ -109,6 +111,8 @@ class _Run:
         self.roi.check_inside(volume.shape)
         self.padded = padded_size(*volume.shape[1:], method.multiple)
         self.anchor = None if method.anchor_mm is None else method.anchor_mm / volume.pixel_spacing
+        self.factor = method.factor
+        self.context = max(method.context, int(method.factor > 1))  # to interpolate, the neighbours are needed anyway
         self.margin = method.halo + (0 if self.anchor is None else reach(self.anchor))
         self.latents = Latents(
             settings.seed,
@@ -121,9 +125,11 @@ class _Run:
 
     def outcome(self) -> Outcome:
         shape = self.roi.shape
-        result = Outcome(np.empty(shape, np.int16), np.empty(shape, np.int16), np.empty(shape, np.float32))
+        made = (self.factor * shape[0], *shape[1:])
+        result = Outcome(np.empty(made, np.int16), np.empty(made, np.int16), np.empty(made, np.float32))
         settings, usual = self.settings, _DEFAULT_LOAD[self.method.device.type]
-        asked = Load(settings.slab or usual.slices, settings.group or usual.samples, settings.tile)
+        slices = max(usual.slices, _SLAB_IN_CONTEXTS * self.context)
+        asked = Load(settings.slab or slices, settings.group or usual.samples, settings.tile)
         load = plan_load(self.method, (shape[0], *self.padded), self.samples, self.margin, asked)
         done = 0
         while done < shape[0]:
@@ -155,11 +161,14 @@ class _Run:
         return less
 
     def _slab(self, slab: range, load: Load, result: Outcome) -> tuple[int, int]:
-        """Fill ``result`` for the slices ``slab`` of the region; voxels redrawn and replaced."""
-        first = self.roi.slices[0]
+        """Fill ``result`` for the source slices ``slab`` of the region; voxels redrawn and replaced."""
+        first, window = self.roi.slices[0], self.method.window
         index = slice(first + slab.start, first + slab.stop)
-        whole = SourceSlab.from_hu(self.volume.hu[index], self.padded, self.method.window, self.method.device)
+        around = np.arange(index.start - self.context, index.stop + self.context)
+        around = around.clip(0, self.volume.shape[0] - 1)  # beyond the volume's ends its last slice again
+        whole = SourceSlab.from_hu(self.volume.hu[around], self.padded, window, self.method.device)
         planes = self.method.prepare(whole.clean, self.source, self.target)
+        whole = whole.divided(self.factor, self.context, window)
         core = slice(*self.roi.rows), slice(*self.roi.columns)
         parts = tiles(core, load.tile, self.margin, self.method.multiple, self.padded)
         redrawn = replaced = 0
@@ -174,7 +183,7 @@ class _Run:
             rows, columns = (
                 slice(part.start - box.start, part.stop - box.start) for part, box in zip(tile.core, core, strict=True)
             )
-            place = (slice(slab.start, slab.stop), rows, columns)
+            place = (slice(self.factor * slab.start, self.factor * slab.stop), rows, columns)
             result.harmonized[place] = _whole_hu(first_sample)
             result.mean[place] = _whole_hu(statistics.mean())
             result.deviation[place] = (self.settings.deviation_factor * statistics.deviation()).cpu().numpy()
@@ -202,7 +211,9 @@ class _Run:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Raw samples (n, b, h, w) of the tile's region, and which voxels were redrawn and which replaced."""
         if not self.method.stochastic:
-            group = self.method.estimate(state)[None]
+            beyond = self.factor * self.context
+            estimate = self.method.estimate(state)
+            group = estimate[None, beyond : len(estimate) - beyond]
             bad = self.method.implausible(group, state)
             return torch.where(bad, source.clean, group), bad, bad
 

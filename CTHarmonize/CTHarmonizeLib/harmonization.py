@@ -145,10 +145,13 @@ def harmonize(
     enter(WRITING, "harmonize")
     region = volume if request.roi is None else volume.crop(request.roi)
     warnings = settled.warnings + report.outcome_warnings(outcome)
-    region = replace(region, warnings=tuple(warnings))
+    made = [
+        replace(region.divided(choice.factor, hu), warnings=tuple(warnings))
+        for hu in (outcome.harmonized, outcome.mean, outcome.deviation)
+    ]
     return Result(
-        region.with_hu(outcome.harmonized),
-        region.with_hu(outcome.mean),
-        region.with_hu(outcome.deviation),
-        report.build(path, volume, region, request, choice, settled, outcome, place, precision, seconds, warnings),
+        *made,
+        report.build(
+            path, volume, region, made[0], request, choice, settled, outcome, place, precision, seconds, warnings
+        ),
     )

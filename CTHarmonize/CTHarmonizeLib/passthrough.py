@@ -87,49 +87,79 @@ class SourceSlab:
     """Whole padded source slices, (b, rows, columns) float32 HU.
 
     ``raw``: as they are; ``clean``: padding outside the field of view replaced, for the network must not see its
-    step; ``weight``: 1 where the output counts, 0 where the source passes through, blended between.
+    step; ``outside``: bool, that padding; ``weight``: 1 where the output counts, 0 where the source passes through,
+    blended between. ``own``: the clean source slices of which these were interpolated (:meth:`divided`), else
+    ``clean``.
     """
 
     raw: Tensor
     clean: Tensor
+    outside: Tensor
     weight: Tensor
+    own: Tensor
 
     @classmethod
     def from_hu(
         cls, hu: np.ndarray, padded: tuple[int, int], window: tuple[float, float], device: torch.device
     ) -> SourceSlab:
-        """From source slices (b, rows, columns) of any type.
-
-        The weight is decided on a low-passed source, never voxel by voxel: else air noise below the window would
-        stay while that above goes, and air would shift.
-        """
+        """From source slices (b, rows, columns) of any type."""
         padding = ((0, 0), (0, padded[0] - hu.shape[1]), (0, padded[1] - hu.shape[2]))
         hu = np.pad(hu, padding, mode="edge")
         mask = padding_mask(hu)
         outside = torch.from_numpy(mask).to(device)
         raw = torch.from_numpy(hu.astype(np.float32)).to(device)
         clean = torch.from_numpy(fill_padding(hu, mask).astype(np.float32)).to(device) if mask.any() else raw
-        smooth = low_pass(clean, _SMOOTHING)
-        low, high = min(window[0], AIR_WINDOW), window[1]
-        weight = _smooth_step((smooth - low) / _RAMP) * _smooth_step((high - smooth) / _RAMP)
-        return cls(raw, clean, torch.where(outside, 0.0, weight))
+        return cls(raw, clean, outside, _weight(clean, outside, window), clean)
+
+    def divided(self, factor: int, context: int, window: tuple[float, float]) -> SourceSlab:
+        """What ``factor`` slices for each would show, between the same outer faces: the clean source interpolated
+        linearly between the slices' centres; padding is that of the slice in which a voxel lies, as padding and image
+        have no values between them. The ``context`` first and last slices are left out."""
+        inner = slice(context, len(self.raw) - context)
+        raw, clean, outside = (part[inner] for part in (self.raw, self.clean, self.outside))
+        if factor == 1:
+            return SourceSlab(raw, clean, outside, self.weight[inner], clean)
+        between = interpolated(self.clean, factor)[factor * inner.start : factor * inner.stop]
+        outside = outside.repeat_interleave(factor, 0)
+        raw = torch.where(outside, raw.repeat_interleave(factor, 0), between)
+        return SourceSlab(raw, between, outside, _weight(between, outside, window), clean)
 
     def crop(self, region: tuple[slice, slice]) -> SourceSlab:
         """The part of each slice in ``region`` (rows, columns)."""
         index = (slice(None), *region)
-        return SourceSlab(self.raw[index], self.clean[index], self.weight[index])
+        parts = self.raw, self.clean, self.outside, self.weight, self.own
+        return SourceSlab(*(part[index] for part in parts))
 
     def finish(self, output: Tensor, anchor: float | None) -> Tensor:
         """An output (b, rows, columns) of a method, with its low-pass of ``anchor`` pixels (sigma) set to the
         source's, and the source where it passes through.
 
         Voxels that pass through take no part in the low-pass: the network has not seen metal as bright as it is, and
-        the difference would be spread over the tissue around it.
+        the difference would be spread over the tissue around it. Of a divided slab it is the mean of the slices made
+        of one that gets this slice's low-pass: a thick slice is the mean of thin ones, which differ among themselves.
         """
         if anchor is not None:
-            counted = low_pass(self.weight, anchor).clamp_min(_LEAST_SHARE)
-            output = output + low_pass(self.weight * (self.clean - output), anchor) / counted
+            factor = len(self.raw) // len(self.own)
+            change = self.weight * (self.own.repeat_interleave(factor, 0) - output)
+            change, weight = (part.unflatten(0, (-1, factor)).mean(1) for part in (change, self.weight))
+            change = low_pass(change, anchor) / low_pass(weight, anchor).clamp_min(_LEAST_SHARE)
+            output = output + change.repeat_interleave(factor, 0)
         return self.raw + self.weight * (output - self.raw)
+
+
+def interpolated(slices: Tensor, factor: int) -> Tensor:
+    """``factor`` slices for each of (b, rows, columns), linear between the slices' centres; the outer faces stay, and
+    what lies beyond the last centre has the last slice's values."""
+    return F.interpolate(slices[None, None], scale_factor=(factor, 1, 1), mode="trilinear")[0, 0]
+
+
+def _weight(clean: Tensor, outside: Tensor, window: tuple[float, float]) -> Tensor:
+    """Where the output counts, decided on a low-passed source, never voxel by voxel: else air noise below the window
+    would stay while that above goes, and air would shift."""
+    smooth = low_pass(clean, _SMOOTHING)
+    low, high = min(window[0], AIR_WINDOW), window[1]
+    weight = _smooth_step((smooth - low) / _RAMP) * _smooth_step((high - smooth) / _RAMP)
+    return torch.where(outside, 0.0, weight)
 
 
 def _smooth_step(x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ def build(
     path: Path | None,
     volume: Volume,
     region: Volume,
+    made: Volume,
     request: Request,
     choice: Choice,
     plan: Plan,
@@ -36,7 +37,7 @@ def build(
     seconds: dict[str, float],
     warnings: list[str],
 ) -> dict:
-    """Plain data for JSON. HU statistics are over the region that was computed, ``region``."""
+    """Plain data for JSON. HU statistics are over the region that was computed, ``region``; ``made`` is its result."""
     import torch
 
     card = choice.model.card if choice.model else None
@@ -47,6 +48,7 @@ def build(
             "shape": list(volume.shape),
             "spacing": list(volume.spacing),
         },
+        "output": {"shape": list(made.shape), "spacing": list(made.spacing)},
         "source": plan.description.as_dict(),
         "target": {"acquisition": plan.target.as_dict(), "dose": round(plan.dose, 2)},
         "method": choice.method.name,
@@ -79,6 +81,7 @@ def build(
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
+        "notes": plan.notes,
         "warnings": warnings,
         "notice": card["notice"] if card else NOTICE,
     }

@@ -21,6 +21,9 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 MOST_SAMPLES = 1000
 
+_SAME_THICKNESS = 0.02
+"""Share by which two thicknesses may differ and count as one: headers round."""
+
 _FIELD_WORDS = {"kernel": "the kernel", "dose": "the dose", "thickness": "the slice thickness"}
 
 
@@ -75,16 +78,23 @@ class Choice:
     samples: int
     temperature: float
 
+    @property
+    def factor(self) -> int:
+        """Slices that are made of each source slice."""
+        return self.method.slices_made(None if self.model is None else self.model.card)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Source and target acquisition; ``dose`` is the target's in percent; ``warnings`` are for the reader."""
+    """Source and target acquisition; ``dose`` is the target's in percent; ``warnings`` and ``notes``, which warn of
+    nothing, are for the reader."""
 
     description: Description
     source: Acquisition
     target: Acquisition
     dose: float
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def choose(request: Request) -> Choice:
@@ -107,6 +117,7 @@ def choose(request: Request) -> Choice:
         _check_number(name, value, low, high)
     for name, value in (("target dose", request.dose), ("source dose", request.source_dose)):
         _check_number(name + " (percent)", value, 1.0, 400.0)
+    _check_number("target slice thickness (mm)", request.thickness, 0.05, 50.0)
     if not method.needs_model:
         if request.model is not None:
             raise InputError(f"The method {method.name} needs no model: leave the model out.")
@@ -127,17 +138,53 @@ def plan(request: Request, choice: Choice, volume: Volume) -> Plan:
     # Percent means the chosen model's own full dose, hence its table.
     description = describe(volume, request.source_kernel, request.source_dose, choice.table)
     source = description.acquisition
-    target = target_acquisition(source, choice.table, request.kernel, request.dose)
-    dose = request.dose if request.dose is not None else choice.table.dose(source.f50, source.noise)
+    notes = _thickness_notes(request, choice, source, volume.spacing[2])
+    thin = _as_thin(source, choice.factor)
+    target = target_acquisition(thin, choice.table, request.kernel, request.dose)
+    dose = request.dose if request.dose is not None else choice.table.dose(thin.f50, thin.noise)
     warnings = list(dict.fromkeys((*volume.warnings, *description.warnings)))
     if choice.model is not None:
         target, dose = _within_reach(request, choice, target, dose, warnings)
         warnings += _source_warnings(choice.model, source)
-    if choice.method.stochastic and (sentence := added_noise(source, target, choice.table)):
+    if choice.method.stochastic and (sentence := added_noise(thin, target, choice.table)):
         warnings.append(sentence)
     if choice.method.stochastic and choice.samples < 4:
         warnings.append("The standard deviation needs at least 4 samples to be trusted.")
-    return Plan(description, source, target, dose, warnings)
+    return Plan(description, source, target, dose, warnings, notes)
+
+
+def _as_thin(source: Acquisition, factor: int) -> Acquisition:
+    """What the same scan would be in slices ``factor`` times as thin: so many times less photons each."""
+    if factor == 1:
+        return source
+    return replace(source, slice_thickness=source.slice_thickness / factor, noise=source.noise * math.sqrt(factor))
+
+
+def _thickness_notes(request: Request, choice: Choice, source: Acquisition, spacing: float) -> list[str]:
+    """What becomes of the slices, for the reader. Raises InputError where the model cannot make those asked for."""
+    if choice.factor == 1:
+        if request.thickness is not None:
+            raise InputError(f"The model '{choice.model.name}' leaves the slices as thick as they are.")
+        return []
+    name, factor, thick = choice.model.name, choice.factor, source.slice_thickness
+    made = thick / factor
+    if abs(spacing - thick) > _SAME_THICKNESS * thick:
+        raise InputError(
+            f"The slices are {thick:.3g} mm thick but lie {spacing:.3g} mm apart: the model '{name}' needs slices that "
+            "touch and do not overlap."
+        )
+    if request.thickness is not None and abs(request.thickness - made) > _SAME_THICKNESS * made:
+        raise InputError(
+            f"Slices of {thick:.3g} mm cannot become slices of {request.thickness:.3g} mm: the model '{name}' makes "
+            f"{factor} of each, which gives {made:.3g} mm."
+        )
+    low, high = choice.model.card["target"]["thickness"] or (0.0, math.inf)
+    if not low - 1e-6 <= made <= high + 1e-6:
+        raise InputError(
+            f"The model '{name}' makes slices of {low:.3g} to {high:.3g} mm, {factor} of each: the source's of "
+            f"{thick:.3g} mm would become {made:.3g} mm."
+        )
+    return [f"The slices become {made:.3g} mm thick, {factor} for each of the source's of {thick:.3g} mm."]
 
 
 def _check_number(name: str, value: float | None, low: float, high: float) -> None:
@@ -153,7 +200,7 @@ def _check_number(name: str, value: float | None, low: float, high: float) -> No
 
 def _check_target_fields(request: Request, method: type[Method]) -> None:
     asked = {"kernel": request.kernel, "dose": request.dose, "thickness": request.thickness}
-    if all(value is None for value in asked.values()):
+    if all(value is None for value in asked.values()) and "thickness" not in method.target_fields:
         raise InputError("Nothing to do: give a target kernel or a target dose.")
     if isinstance(request.kernel, str) and request.kernel.strip().lower() == "truth":
         raise InputError(

@@ -40,7 +40,9 @@ class Method(ABC):
     through), ``halo`` (pixels of context that a tile needs on each side), ``multiple`` (a tile's sides and
     corner are multiples of it; each latent's stride divides it), ``anchor_mm`` (sigma of the Gaussian whose
     low-pass of every output is set to that of the source: kernels have gain 1 at zero frequency, so local mean
-    HU must not move; None leaves it out).
+    HU must not move; None leaves it out), ``context`` (source slices that must be seen on each side of those that
+    are wanted). ``factor`` slices are made of each source slice, as :meth:`slices_made` says. A method that draws
+    samples works slice by slice: its context is 0 and its factor 1.
     """
 
     name: ClassVar[str]
@@ -54,6 +56,7 @@ class Method(ABC):
     halo: int = 0
     multiple: int = 1
     anchor_mm: float | None = None
+    context: int = 0
 
     def __init__(self, model: Model | None, device: torch.device, precision: torch.dtype) -> None:
         """Load the weights onto ``device``; ``precision`` (float32 or bfloat16) is for what need not invert.
@@ -65,15 +68,22 @@ class Method(ABC):
         self.model = model
         self.device = device
         self.precision = precision
+        self.factor = self.slices_made(None if model is None else model.card)
         if model is not None:
             self.window = tuple(map(float, model.card["intensity_window"]))
             self.halo = int(model.card["halo"])
 
+    @classmethod
+    def slices_made(cls, card: dict | None) -> int:
+        """How many slices a model with this ``card`` makes of each source slice, between the same outer faces."""
+        return 1
+
     def prepare(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
         """Planes (b, c, rows, columns) that need whole slices, such as Fourier filters.
 
-        ``slices`` (b, rows, columns) are whole source slices, already padded to ``multiple``; plane 0 of the
-        result is the source.
+        ``slices`` (b, rows, columns) are whole source slices, already padded to ``multiple``, with ``context`` before
+        and after those that are wanted (at the volume's ends its last slice, repeated); plane 0 of the result is the
+        source.
         """
         return slices[:, None]
 
@@ -83,8 +93,8 @@ class Method(ABC):
 
     @abstractmethod
     def estimate(self, state: Any) -> Tensor:
-        """The deterministic estimate (b, h, w) in HU: a deterministic method's output, and what takes the
-        place of voxels that stay implausible."""
+        """The deterministic estimate (b * factor, h, w) in HU, of the context's slices too: a deterministic method's
+        output, and what takes the place of voxels that stay implausible."""
 
     def latent_shapes(self, rows: int, columns: int) -> list[tuple[int, int, int]]:
         """(channels, rows, columns) of each latent for a tile of ``rows`` x ``columns``; none if deterministic."""
@@ -105,5 +115,6 @@ class Method(ABC):
         return ~((samples >= low) & (samples <= high))
 
     def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
-        """Working memory in bytes of a slab of ``slices`` and ``samples`` drawn together; a rough upper bound."""
+        """Working memory in bytes of a slab of ``slices``, the context not counted, and ``samples`` drawn together; a
+        rough upper bound."""
         return 4 * rows * columns * slices * (96 + 32 * samples)
