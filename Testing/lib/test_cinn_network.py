@@ -199,7 +199,11 @@ def test_bfloat16_keeps_the_flow_invertible(config: CINNConfig) -> None:
     network = CINN(config).eval()
     for parameter in network.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
     network.use_precision(torch.bfloat16)
+    kept = [name for name, value in network.state_dict().items() if torch.equal(value, before[name])]
+    first = "conditioning.encoder.first.weight" if config is COMPACT else "conditioning.levels.0.0.weight"
+    assert first in kept and all(name in kept for name in before if "running" in name)
     assert all(p.dtype == torch.float32 for name, p in network.named_parameters() if "lower" in name)
     assert any(p.dtype == torch.bfloat16 for p in network.sections.parameters())
     planes = torch.rand(1, config.planes, 32, 32)

@@ -60,11 +60,8 @@ class AppendixConditioning(nn.Module):
 
     def use_precision(self, dtype: torch.dtype) -> None:
         """All but the first layer and the normalisations in ``dtype``."""
-        self.to(dtype=dtype, memory_format=torch.channels_last)
-        for module in self.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                module.to(torch.float32)
-        self.levels[0][0].to(torch.float32)
+        norms = [module for module in self.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+        _convert(self, dtype, [self.levels[0][0], *norms])
 
     def forward(self, planes: Tensor, embedding: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         """Features (b, channels, h / 2^level, w / 2^level) of each level, and the dense level's (b, 256) or None."""
@@ -101,8 +98,7 @@ class EncoderConditioning(nn.Module):
 
     def use_precision(self, dtype: torch.dtype) -> None:
         """All but the encoder's first layer in ``dtype``."""
-        self.to(dtype=dtype, memory_format=torch.channels_last)
-        self.encoder.first.to(torch.float32)
+        _convert(self, dtype, [self.encoder.first])
 
     def forward(self, planes: Tensor, embedding: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """Features of each level, as :class:`AppendixConditioning` has them, and the estimate (b, 1, h, w)."""
@@ -114,6 +110,13 @@ class EncoderConditioning(nn.Module):
             level = F.leaky_relu(level, 0.2)
             features.append(self.modulations[number](level, embedding) if self.modulations else level)
         return features, estimate
+
+
+def _convert(module: nn.Module, dtype: torch.dtype, but: Sequence[nn.Module]) -> None:
+    """Parameters to ``dtype``, without those ``but``: there and back again would round them."""
+    for layer in module.modules():
+        if not any(layer is kept for kept in but) and not list(layer.children()):
+            layer.to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def _layers(incoming: int, layers: Sequence[tuple[int, int, int, bool]], opened: bool) -> nn.Sequential:
