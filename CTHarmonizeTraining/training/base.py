@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -145,18 +145,19 @@ class TrainingStage(L.LightningModule, ABC):
         optimizer = torch.optim.Adam(
             parameters, lr=stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay or 0.0
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._plateau is not None:
             checkpoint["plateau"] = dict(self._plateau.state)
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._plateau is not None:
             self._plateau.state = dict(checkpoint["plateau"])
 
-    def _rate(self, step: int) -> float:
+    def rate(self, step: int) -> float:
+        """Learning rate at ``step``, as a share of the stage's, with what the plateau has left of it."""
         return self.stage.rate(step) * (1.0 if self._plateau is None else self._plateau.state["share"])
 
 
