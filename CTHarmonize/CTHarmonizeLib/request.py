@@ -34,7 +34,7 @@ class Request:
 
     ``kernel``: a name or an f50 in lp/cm; ``dose`` in percent; ``thickness`` and ``coherence`` (between slices, 0:
     off) in mm; ``model``: a folder or the name of an installed model; ``roi``: a box, or text that Roi.parse reads;
-    ``batch``: slices at once.
+    ``batch``: slices at once; ``augment``: a deterministic method's spread over the turns and flips of its slices.
     """
 
     kernel: str | float | None = None
@@ -54,6 +54,7 @@ class Request:
     tile: int | None = None
     batch: int | None = None
     threads: int | None = None
+    augment: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.roi, str):
@@ -118,6 +119,11 @@ def choose(request: Request) -> Choice:
     for name, value in (("target dose", request.dose), ("source dose", request.source_dose)):
         _check_number(name + " (percent)", value, 1.0, 400.0)
     _check_number("target slice thickness (mm)", request.thickness, 0.05, 50.0)
+    if request.augment and method.stochastic:
+        raise InputError(
+            f"The method {method.name} draws samples, whose deviation it gives: leave the augmentation out, which is "
+            "for methods without samples."
+        )
     if not method.needs_model:
         if request.model is not None:
             raise InputError(f"The method {method.name} needs no model: leave the model out.")

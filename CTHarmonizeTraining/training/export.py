@@ -42,7 +42,8 @@ HALOS = (16, 32, 48, 64, 96)
 """Pixels of context that are tried."""
 
 LARGEST_DIFFERENCE = 0.01
-"""HU between the deviation, which is not rounded, of a tiled and of an untiled run that a halo may leave."""
+"""HU between the deviation (or the spread), which is not rounded, of a tiled and of an untiled run that a halo may
+leave."""
 
 NOTICE = "Research use, not a medical device."
 
@@ -261,9 +262,10 @@ def measured_halo(folder: Path, device: str = "auto") -> int:
                 kernel=float(np.mean(card["target"]["f50"])), dose=card["target"]["dose"][1],
                 method=card["method"], model=trial,
                 source_kernel=float(np.mean(card["source"]["f50"])), samples=2, device=device, precision="float32",
+                augment=not method_named(card["method"]).stochastic,
             )  # fmt: skip
             (difference,) = compared(volume, whole, [("tiles", replace(whole, tile=128))])
-            largest = difference.largest["standard_deviation"]
+            largest = max(difference.largest.get(name, 0.0) for name in ("standard_deviation", "augmentation_spread"))
             say(f"halo {halo}: tiles differ by {largest:.4f} HU at most")
             if largest <= LARGEST_DIFFERENCE:
                 return 2 * halo
