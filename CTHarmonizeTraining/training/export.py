@@ -142,7 +142,7 @@ def export(
     facts = {
         "name": told.name,
         "version": told.version,
-        **data_facts(stores, data, record.get("weights")),
+        **data_facts(stores, data, record.get("weights"), method.planes),
         "default_samples": samples,
         "default_temperature": 1.0,
         "deviation_factor": 1.0,

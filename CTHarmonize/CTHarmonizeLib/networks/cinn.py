@@ -93,7 +93,7 @@ class CINNConfig(NetworkConfig):
 @dataclass
 class Encoding:
     """What does not depend on the sample: the estimate (b, 1, h, w) in network units that a residual form adds (the
-    last plane, where there is none other), and every layer's state."""
+    last plane, where no other is trained), and every layer's state."""
 
     estimate: Tensor
     states: list[list] = field(default_factory=list)
@@ -255,7 +255,8 @@ class CINN(nn.Module):
         embedding = embedded(self.embedding, acquisition)
         planes = planes * config.gain
         features, other = self.conditioning(planes, embedding)
-        encoding = Encoding(planes[:, -1:] if config.conditioning == "appendix" else other)
+        estimated = config.conditioning == "encoder" and config.form == "residual"
+        encoding = Encoding(other if estimated else planes[:, -1:])
         encoding.states = [
             [*opening.condition(), *section.condition(level)]
             for opening, section, level in zip(self.openings, self.sections, features, strict=True)
