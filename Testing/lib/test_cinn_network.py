@@ -155,7 +155,11 @@ def network_and_images(config: CINNConfig, size: int):
     return network, planes, acquisition, random_image(1, 1, size, size) * 0.1 + 0.3
 
 
-@pytest.mark.parametrize(("config", "size"), [(SMALL, 32), (WHOLE, 8), (COMPACT, 8)], ids=["dense", "whole", "compact"])
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [(SMALL, 32), (WHOLE, 8), (COMPACT, 8), (replace(COMPACT, form="direct"), 8)],
+    ids=["dense", "whole", "compact", "compact direct"],
+)
 def test_whole_network(config: CINNConfig, size: int) -> None:
     network, planes, acquisition, target = network_and_images(config, size)
     with torch.no_grad():

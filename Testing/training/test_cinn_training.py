@@ -56,7 +56,9 @@ def batch_of(store: Path, network: CINNConfig = TINY) -> dict[str, torch.Tensor]
     return torch.utils.data.default_collate([pairs[i] for i in range(8)])
 
 
-@pytest.mark.parametrize("network", [TINY, APPENDIX], ids=["compact", "appendix"])
+@pytest.mark.parametrize(
+    "network", [TINY, replace(TINY, form="direct"), APPENDIX], ids=["compact", "compact direct", "appendix"]
+)
 def test_likelihood_and_mean_are_learned(network: CINNConfig, store: Path) -> None:
     module, batch = stage_of(network), batch_of(store, network)
     module.train()
