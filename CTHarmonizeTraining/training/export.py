@@ -32,12 +32,13 @@ from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.evaluation.calibration import calibrate, output_for, validation_stores
 from CTHarmonizeTraining.evaluation.invariance import compared
 from CTHarmonizeTraining.evaluation.pairs_table import USUAL_SPACING, evaluate
+from CTHarmonizeTraining.evaluation.volumes import judge_volumes
 from CTHarmonizeTraining.simulation.phantom import ChestPhantom
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import StageConfig, Training
 from CTHarmonizeTraining.training.facts import data_facts, simulation, use_of
 from CTHarmonizeTraining.training.fit import NETWORK, RECORD
-from CTHarmonizeTraining.training.origin import check_test_data, initial, origin
+from CTHarmonizeTraining.training.origin import check_test_data, check_test_stores, initial, origin
 
 HALOS = (16, 32, 48, 64, 96)
 """Pixels of context that are tried."""
@@ -100,6 +101,7 @@ def export(
     about: Path,
     ct: Path | None = None,
     phantom: list[int] | None = None,
+    volumes: list[Path] | None = None,
     slices: int | list[int] = 8,
     samples: int = 16,
     calibration: Path | None = None,
@@ -119,6 +121,7 @@ def export(
             (a name or a pattern such as phantom*), name and licence.
         ct: CT volume to judge the model on; or, and also
         phantom: seeds of procedural chests to judge it on.
+        volumes: for a model that makes thin slices, in place of both: stores of thin pairs to judge it on.
         slices: of each, as in 'evaluate'.
         samples: that the model draws by default.
         calibration: validation stores, as 'calibrate' reads them; without them the temperature is 1.
@@ -129,7 +132,10 @@ def export(
     record = json.loads(_of(run, RECORD).read_text(encoding="utf-8"))
     told = About.load(about)
     trained = origin(record)
-    check_test_data(trained, ct, phantom)
+    if method.ratio is None:
+        check_test_data(trained, ct, phantom)
+    else:
+        check_test_stores(trained, volumes)
     for name in trained.get("unlisted", ()):
         say(f"Note: the card of '{name}', the model to start from, lists no sources: see that it knows no test data.")
     stores = _stores(record)
@@ -180,8 +186,10 @@ def export(
             "target_dose": float(facts["target"]["dose"][1]),
         }
         tests = {"ct": ct, "phantom": phantom}
+        for store in volumes or ():
+            facts["quality"] += judge_volumes(aside, store, device)
         for kind, test in tests.items():
-            if test:
+            if test and method.ratio is None:
                 results = evaluate(
                     folder / kind, slices=slices, model=str(aside), samples=samples, device=device,
                     cache=folder / "simulated", figures=False, **reached, **{kind: test},

@@ -322,11 +322,12 @@ def test_files_have_the_thin_slices_in_their_place(kind: str, folder: Path, caps
     SimpleITK.WriteImage(image, str(folder / f"scan.{kind}"))
     image = SimpleITK.ReadImage(str(folder / f"scan.{kind}"))
     command = ["harmonize", str(folder / f"scan.{kind}"), "-o", str(folder / "out"), "--method", "sngan", "--dose"]
-    command += ["100", "--model", str(folder / "model"), "--thickness", "1", "--roi", "8:56,4:60,1:4"]
+    command += ["100", "--model", str(folder / "model"), "--thickness", "1", "--augment"]
+    command += ["--roi", "8:56,4:60,1:4"]
     assert cli.main([*command, "--device", "cpu"]) == 0
     assert "Note: The slices become 1 mm thick" in capsys.readouterr().err
     assert json.loads((folder / "out" / "result.json").read_text(encoding="utf-8"))["output"]["shape"] == [6, 56, 48]
-    for name in ("harmonized", "mean", "standard_deviation"):
+    for name in ("harmonized", "mean", "augmentation_spread"):
         made = SimpleITK.ReadImage(str(folder / "out" / f"{name}.nrrd"))
         assert made.GetSize() == (48, 56, 6)
         for old, new in (((8, 4, 0.5), (0, 0, -0.5)), ((55, 59, 3.5), (47, 55, 5.5)), ((20, 30, 0.5), (12, 26, -0.5))):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_folder import make_model_folder
 from test_fit import CPU, Watcher
 from torch.utils.data import default_collate
 
@@ -19,8 +20,8 @@ from CTHarmonizeLib.methods.conditioning import acquisitions_of
 from CTHarmonizeLib.models import load_model
 from CTHarmonizeLib.networks.sngan import VolumeGeneratorConfig
 from CTHarmonizeTraining.data.measured import MeasuredPairs
-from CTHarmonizeTraining.data.pairs import FILTER_MARGIN
 from CTHarmonizeTraining.data.patient import SIMULATED, PatientStore, Reconstruction
+from CTHarmonizeTraining.evaluation.volumes import judge_volumes
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.adversarial import AdversarialStage, Game
 from CTHarmonizeTraining.training.base import StageConfig, Training, TrainingStage
@@ -30,6 +31,7 @@ from CTHarmonizeTraining.training.facts import data_facts
 from CTHarmonizeTraining.training.fit import fit
 from CTHarmonizeTraining.training.image import RegressionStage
 from CTHarmonizeTraining.training.loader import Pairs
+from CTHarmonizeTraining.training.origin import check_test_stores
 from CTHarmonizeTraining.training.settings import DataConfig, MeasuredOptions
 from CTHarmonizeTraining.training.sngan import SNGANTraining, VolumeCritic, VolumeCriticConfig
 from CTHarmonizeTraining.training.trainer import run_stage
@@ -101,8 +103,8 @@ def test_thick_slices_are_means_of_two_where_the_target_lies(store: Path) -> Non
             np.array_equal(wanted, turned(target[first : first + 6, row : row + 16, column : column + 16], turn))
             and np.array_equal(planes, turned(thick[first][:, row : row + 16, column : column + 16], turn))
             for first in thick
-            for row in range(FILTER_MARGIN, SIDE - 31, 8)
-            for column in range(FILTER_MARGIN, SIDE - 31, 8)
+            for row in range(0, SIDE - 15, 8)
+            for column in range(0, SIDE - 15, 8)
             for turn in range(8)
         )
 
@@ -244,3 +246,21 @@ def test_paper_configurations_are_the_papers() -> None:
         (stage,) = method.stages().values()
         assert [stage.rate(step) for step in (100, 20000, 40001)] == [1.0, 0.5, 0.25]
         assert (stage.batch, stage.betas, stage.learning_rate) == (14, (0.5, 0.999), 1e-5)
+
+
+def test_thin_slices_are_judged_beside_interpolation(store: Path, tmp_path: Path) -> None:
+    """A network that adds nothing is as good as interpolation; only stores that it has not seen count."""
+    network = method_named("cnn3d").build(NETWORK.as_dict())
+    network.last.weight.data.zero_()
+    target = {"f50": [3.5, 4.5], "dose": [10.0, 100.0], "thickness": [0.95, 1.05]}
+    limits = {"target": target, "slice_thickness": [1.9, 2.1], "pixel_spacing": [0.6, 0.8]}
+    make_model_folder(tmp_path / "model", network, method="cnn3d", **limits)
+    (entry,) = judge_volumes(tmp_path / "model", store)
+    assert entry["value"] == pytest.approx(entry["interpolated"], abs=0.2)
+    assert 25.0 < entry["value"] < 45.0, "noise of both sides, and the rod's places"
+    assert "6 slices of 2 mm to 1 mm" in entry["measure"]
+    with pytest.raises(InputError, match="'V' was trained on"):
+        check_test_stores({"sources": ["phantom:1"]}, [store])
+    check_test_stores({"sources": ["phantom:2"]}, [store])
+    with pytest.raises(InputError, match="Give volumes"):
+        check_test_stores({"sources": []}, None)
