@@ -16,6 +16,7 @@ from CTHarmonizeGui.detector import Detector
 from CTHarmonizeGui.kernelfield import KernelField
 from CTHarmonizeGui.messages import Message, outcome, timeLeft
 from CTHarmonizeGui.process import Clock
+from CTHarmonizeGui.widgets import enable, fill, modelSummary, modelTitle
 from CTHarmonizeLib.errors import CTHarmonizeError
 
 _OUTPUT_SELECTORS = {
@@ -177,15 +178,15 @@ class Panel(VTKObservationMixin):
 
     def _showTarget(self, aim: choices.Aim) -> None:
         ui, method, model = self.ui, self._method, self._model
-        _fill(ui.methodComboBox, [(m.title, m.name) for m in self._choices.methods if m.usable], method and method.name)
+        fill(ui.methodComboBox, [(m.title, m.name) for m in self._choices.methods if m.usable], method and method.name)
         ui.methodComboBox.toolTip = method.summary if method else _("No method is installed.")
-        _fill(ui.modelComboBox, [(_modelTitle(m), str(m.folder)) for m in method.models] if method else [],
+        fill(ui.modelComboBox, [(modelTitle(m), str(m.folder)) for m in method.models] if method else [],
               str(model.folder) if model else "")
         if method and not method.needsModel:
-            _fill(ui.modelComboBox, [(_("none needed"), "")], "")
+            fill(ui.modelComboBox, [(_("none needed"), "")], "")
         ui.modelComboBox.enabled = bool(model)
         ui.modelComboBox.toolTip = (
-            _modelSummary(model) if model else _("This method is a formula: it has no model.")
+            modelSummary(model) if model else _("This method is a formula: it has no model.")
         )
         fields = method.targetFields if method else frozenset()
         cannot = _("The method '{title}' cannot set this: it stays as it is in the input.").format(
@@ -195,16 +196,16 @@ class Panel(VTKObservationMixin):
             ("dose", (ui.targetDoseLabel, ui.targetDoseSlider)),
         ):
             for widget in widgets:
-                _enable(widget, name in fields, cannot)
+                enable(widget, name in fields, cannot)
         self._showThickness()
         for widget in (ui.samplesLabel, ui.samplesSpinBox, ui.temperatureLabel, ui.temperatureSpinBox,
                        ui.seedLabel, ui.seedSpinBox, ui.coherenceLabel, ui.coherenceSpinBox):
-            _enable(widget, bool(method and method.stochastic),
+            enable(widget, bool(method and method.stochastic),
                     _("This method draws no samples: its one result is always the same."))
-        _enable(ui.augmentCheckBox, bool(method and not method.stochastic),
+        enable(ui.augmentCheckBox, bool(method and not method.stochastic),
                 _("This method draws samples: its standard deviation says more."))
         for widget in (ui.standardDeviationLabel, ui.standardDeviationSelector):
-            _enable(widget, bool(method and (method.stochastic or ui.augmentCheckBox.checked)),
+            enable(widget, bool(method and (method.stochastic or ui.augmentCheckBox.checked)),
                     _("This method draws no samples: it has no standard deviation."))
         ui.targetDoseSlider.minimum, ui.targetDoseSlider.maximum = choices.doseRange(model)
         if self._parameters:
@@ -222,7 +223,7 @@ class Panel(VTKObservationMixin):
         ui.targetThicknessLabel.visible = ui.targetThicknessComboBox.visible = made is not None
         items = [(words, str(value)) for value, words in (made or {}).items()]
         none = [(_("not of slices of {thick:.3g} mm").format(thick=thick), "")]
-        _fill(ui.targetThicknessComboBox, items or none, (items or none)[0][1])
+        fill(ui.targetThicknessComboBox, items or none, (items or none)[0][1])
 
     def _showRun(self, problem: str, aim: choices.Aim) -> None:
         ui, job = self.ui, self.job
@@ -365,40 +366,3 @@ class Panel(VTKObservationMixin):
                     setattr(self._parameters, name, getattr(job, name))
                 scene.showResult(job.harmonizedVolume, job.inputVolume)
         self.refresh()
-
-
-def _fill(combo, items: list[tuple[str, str]], current: str | None) -> None:
-    """Show ``items`` (text, data), leaving the list alone where it is the same."""
-    blocked = combo.blockSignals(True)
-    if [(combo.itemText(i), combo.itemData(i)) for i in range(combo.count)] != items:
-        combo.clear()
-        for text, data in items:
-            combo.addItem(text, data)
-    combo.setCurrentIndex(next((i for i, item in enumerate(items) if item[1] == current), -1))
-    combo.blockSignals(blocked)
-
-
-def _enable(widget, enabled: bool, reason: str) -> None:
-    """Enable, or disable with the reason for a tool tip (its own comes back)."""
-    own = widget.property("ownToolTip")
-    if own is None:
-        own = widget.toolTip
-        widget.setProperty("ownToolTip", own)
-    widget.enabled = enabled
-    widget.toolTip = own if enabled else reason
-
-
-def _modelTitle(model: Any) -> str:
-    return f"{model.card['name']} {model.card['version']}"
-
-
-def _modelSummary(model: Any) -> str:
-    card = model.card
-    return _(
-        "Made for pixels of {low:g} to {high:g} mm; trained on {patients} patients.\n{folder}"
-    ).format(
-        low=card["pixel_spacing"][0],
-        high=card["pixel_spacing"][1],
-        patients=card["training"].get("patients", "?"),
-        folder=model.folder,
-    )
