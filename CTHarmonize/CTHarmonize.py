@@ -51,6 +51,7 @@ class CTHarmonizeParameterNode:
     harmonizedVolume, meanVolume, standardDeviationVolume - outputs; none: new ones are made.
     temperature - 0: the model's default.
     coherence - mm; 0: off.
+    augment - of a method without samples, its spread under turns and flips.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -68,6 +69,7 @@ class CTHarmonizeParameterNode:
     seed: Annotated[int, WithinRange(0, 2147483647)] = 0
     device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
     coherence: Annotated[float, WithinRange(0, 20)] = 0
+    augment: bool = False
 
 
 class CTHarmonizeWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -181,6 +183,7 @@ class CTHarmonizeLogic(ScriptedLoadableModuleLogic):
         sourceKernel: str | float | None = None,
         sourceDose: float | None = None,
         coherence: float = 0,
+        augment: bool = False,
         harmonizedVolume: vtkMRMLScalarVolumeNode | None = None,
         meanVolume: vtkMRMLScalarVolumeNode | None = None,
         standardDeviationVolume: vtkMRMLScalarVolumeNode | None = None,
@@ -188,9 +191,11 @@ class CTHarmonizeLogic(ScriptedLoadableModuleLogic):
         """Start a harmonization in the background and return its job at once.
 
         Kernels are names (smooth, medium, sharp) or an f50 in lp/cm, doses percent, thickness and coherence mm.
-        A target of None stays as it is in the volume; other None are the model's defaults. Outputs of None are
-        made. The job has ``waitForFinished()``, ``cancel()``, ``fraction``, ``warnings``, ``error``, ``report``
-        and the three volumes. Raises CTHarmonizeLib.errors.InputError for a volume that cannot be used.
+        A target of None stays as it is in the volume; other None are the model's defaults. Outputs of None are made.
+        A method without samples makes no standard deviation, unless ``augment`` asks for its spread over turns and
+        flips of the slices, which is no uncertainty. The job has ``waitForFinished()``, ``cancel()``, ``fraction``,
+        ``warnings``, ``error``, ``report`` and the volumes. Raises CTHarmonizeLib.errors.InputError for a volume that
+        cannot be used.
         """
         from CTHarmonizeGui.detection import acquisitionTags
         from CTHarmonizeGui.harmonization import HarmonizationJob, Request
@@ -209,6 +214,7 @@ class CTHarmonizeLogic(ScriptedLoadableModuleLogic):
             sourceKernel=sourceKernel,
             sourceDose=sourceDose,
             coherence=coherence,
+            augment=augment,
         )
         volumes = {"harmonized": harmonizedVolume, "mean": meanVolume, "standardDeviation": standardDeviationVolume}
         header = acquisitionTags(volumeNode) if volumeNode else {}

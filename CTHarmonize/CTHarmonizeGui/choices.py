@@ -16,8 +16,8 @@ PREFERRED = "ctflow"
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """One method; ``models`` are its usable CTHarmonizeLib models, ``broken`` the reasons of unusable folders;
-    ``onlyKernel`` is the one target that it has (the noise-free truth), empty where the reader chooses."""
+    """One method; ``models`` are its usable CTHarmonizeLib models, ``packages`` the optional Python packages that it
+    needs; ``onlyKernel`` is the one target that it has (the noise-free truth), empty where the reader chooses."""
 
     name: str
     title: str
@@ -27,6 +27,7 @@ class MethodChoice:
     targetFields: frozenset[str]
     onlyKernel: str = ""
     models: tuple[Any, ...] = ()
+    packages: tuple[Any, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -70,6 +71,7 @@ def findChoices(modelFolders: Sequence[str]) -> Choices:
             targetFields=frozenset(method.target_fields),
             onlyKernel=TRUTH if method.makes_truth else "",
             models=tuple(model for model in models if model.method == name),
+            packages=tuple(method.packages),
         )
         for name, method in methods.available().items()
     ]
@@ -99,6 +101,20 @@ def doseRange(model: Any | None) -> tuple[float, float]:
     """Lowest and highest dose in percent."""
     low, high = (model and model.card["target"]["dose"]) or (10.0, 100.0)
     return max(10.0, float(low)), min(100.0, float(high))
+
+
+def thicknesses(method: MethodChoice | None, model: Any | None, thick: float) -> dict[float, str] | None:
+    """Slice thicknesses (mm) that the model makes of slices of ``thick`` mm, in words; empty where it can make none of
+    them, None where it leaves slices as they are."""
+    from CTHarmonizeLib.methods import method_named
+
+    count = method_named(method.name).slices_made(model.card) if method and model else 1
+    if count == 1:
+        return None
+    made = thick / count
+    low, high = model.card["target"]["thickness"] or (0.0, float("inf"))
+    words = _("{made:.3g} mm, {count} of each of {thick:.3g} mm").format(made=made, count=count, thick=thick)
+    return {made: words} if low - 1e-6 <= made <= high + 1e-6 else {}
 
 
 def kernelTitle(name: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Protocol
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import slicer
 from slicer.i18n import tr as _
@@ -23,8 +25,8 @@ class Installer(Protocol):
     def installTorch(self) -> None:
         """Ask, then install. Raises CannotRunError with what to do where there is no way to."""
 
-    def install(self, requirement: str) -> None:
-        """Ask, then install."""
+    def install(self, requirement: str, terms: str = "") -> None:
+        """Ask, naming the ``terms`` of use where there are any, then install."""
 
 
 class SlicerInstaller:
@@ -48,19 +50,24 @@ class SlicerInstaller:
             askConfirmation=True, torchVersionRequirement=TORCH_REQUIREMENT
         )
 
-    def install(self, requirement: str) -> None:
-        try:
-            from slicer import packaging  # Slicer 5.12 and later; asks by itself
+    def install(self, requirement: str, terms: str = "") -> None:
+        question = _("CT Harmonize needs the Python package '{name}'. Download and install it now?")
+        if terms:  # Slicer's own question has no place for them
+            question = _("This method needs the Python package '{name}', {terms}. Download and install it now?")
+        else:
+            try:
+                from slicer import packaging  # Slicer 5.12 and later; asks by itself
 
-            packaging.pip_ensure(requirement, requester=_("CT Harmonize"))
-        except (ImportError, AttributeError):
-            question = _("CT Harmonize needs the Python package '{name}'. Download and install it now?")
-            if slicer.util.confirmOkCancelDisplay(question.format(name=requirement)):
-                slicer.util.pip_install(requirement)
+                packaging.pip_ensure(requirement, requester=_("CT Harmonize"))
+                return
+            except (ImportError, AttributeError):
+                pass
+        if slicer.util.confirmOkCancelDisplay(question.format(name=requirement, terms=terms)):
+            slicer.util.pip_install(requirement)
 
 
-def ensure(installer: Installer | None = None) -> None:
-    """See to it that torch and safetensors are there.
+def ensure(installer: Installer | None = None, packages: Sequence[Any] = ()) -> None:
+    """See to it that torch and safetensors are there, and the ``packages`` (CTHarmonizeLib's) that a method needs.
 
     safetensors is installed by itself: torch, which it does not need, is never resolved by pip here.
     Raises CannotRunError with one sentence where a package is missing in the end (declined, no network).
@@ -68,10 +75,12 @@ def ensure(installer: Installer | None = None) -> None:
     >>> dependencies.ensure()                                             # doctest: +SKIP
     """
     installer = installer or SlicerInstaller()
-    for package, install in (
-        ("torch", installer.installTorch),
-        ("safetensors", lambda: installer.install(SAFETENSORS_REQUIREMENT)),
-    ):
+    needed = [
+        ("torch", "torch", installer.installTorch),
+        ("safetensors", "safetensors", partial(installer.install, SAFETENSORS_REQUIREMENT)),
+        *((one.module, one.requirement, partial(installer.install, one.requirement, one.terms)) for one in packages),
+    ]
+    for package, name, install in needed:
         if installer.has(package):
             continue
         reason = ""
@@ -87,10 +96,10 @@ def ensure(installer: Installer | None = None) -> None:
                 _(
                     "The Python package '{name}' could not be installed{reason}: check the network or proxy "
                     "and press Apply again."
-                ).format(name=package, reason=reason)
+                ).format(name=name, reason=reason)
                 if reason
                 else _("The Python package '{name}' is needed and was not installed: press Apply to be asked again.")
-                .format(name=package)
+                .format(name=name)
             )
 
 

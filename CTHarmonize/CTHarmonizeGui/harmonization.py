@@ -18,7 +18,10 @@ from CTHarmonizeGui.process import Clock, Process
 from CTHarmonizeLib.errors import CannotRunError, InputError
 
 OUTPUTS = ("harmonized", "mean", "standardDeviation")
-"""The volumes that come back, as the worker names them."""
+"""The volumes that come back, as the worker names them; a method without samples has no standard deviation."""
+
+SPREAD = "augmentationSpread"
+"""What such a method gives in its place, where it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Request:
     sourceKernel: str | float | None = None
     sourceDose: float | None = None
     coherence: float = 0.0
+    augment: bool = False
 
     def targetWords(self) -> str:
         """``medium, 100 %``"""
@@ -83,6 +87,8 @@ class HarmonizationJob(BackgroundJob):
         self.header = dict(header)
         self.volumes = {key: volumes.get(key) for key in OUTPUTS}
         self.report: dict[str, Any] = {}
+        self.isSpread = False
+        self.made: frozenset[str] = frozenset()
 
     @property
     def harmonizedVolume(self):
@@ -94,7 +100,9 @@ class HarmonizationJob(BackgroundJob):
 
     @property
     def standardDeviationVolume(self):
-        return self.volumes["standardDeviation"] if self.state == "done" else None
+        """Over the samples; of a method without samples None, or its ``isSpread`` over turns and flips."""
+        made = self.state == "done" and "standardDeviation" in self.made
+        return self.volumes["standardDeviation"] if made else None
 
     def start(self) -> None:
         registry.add(self)
@@ -111,16 +119,21 @@ class HarmonizationJob(BackgroundJob):
         (self.folder.path / "job.json").write_text(job, encoding="utf-8")
 
     def collect(self, result: dict[str, Any]) -> Iterator[None]:
-        files = {key: Path(result.get("files", {}).get(key, "")) for key in OUTPUTS}
-        if not all(path.is_file() for path in files.values()):
+        named = dict(result.get("files", {}))
+        self.isSpread = SPREAD in named
+        if self.isSpread:
+            named["standardDeviation"] = named[SPREAD]
+        files = {key: Path(named[key]) for key in OUTPUTS if key in named}
+        if not {"harmonized", "mean"} <= {*files} or not all(path.is_file() for path in files.values()):
             raise CannotRunError(_("The background process ended well but left no images: please report this."))
         self.report = result.get("report") or {}
+        self.made = frozenset(files)
         images = {}
-        for key in OUTPUTS:
-            images[key] = scene.readVolume(files[key])
+        for key, path in files.items():
+            images[key] = scene.readVolume(path)
             yield
         made = []  # all in one turn: whoever cancels finds either the old volumes or the new ones
-        for key in OUTPUTS:
+        for key in files:
             node, isNew = scene.outputVolume(self.volumes[key], self.outputName(key))
             self.volumes[key] = node
             scene.fillVolume(node, *images.pop(key), self.inputVolume)
@@ -134,7 +147,8 @@ class HarmonizationJob(BackgroundJob):
         """``<input> harmonized (medium, 100 %)``, with ``mean`` or ``standard deviation`` after it."""
         words = self.request.targetWords()
         name = _("{input} harmonized").format(input=self.inputVolume.GetName()) + (f" ({words})" if words else "")
-        suffix = {"harmonized": "", "mean": _("mean"), "standardDeviation": _("standard deviation")}[key]
+        deviation = _("augmentation spread") if self.isSpread else _("standard deviation")
+        suffix = {"harmonized": "", "mean": _("mean"), "standardDeviation": deviation}[key]
         return f"{name} {suffix}".strip()
 
     def _summary(self) -> dict[str, Any]:

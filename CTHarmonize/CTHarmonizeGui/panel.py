@@ -16,6 +16,7 @@ from CTHarmonizeGui.detector import Detector
 from CTHarmonizeGui.kernelfield import KernelField
 from CTHarmonizeGui.messages import Message, outcome, timeLeft
 from CTHarmonizeGui.process import Clock
+from CTHarmonizeGui.widgets import enable, fill, modelSummary, modelTitle
 from CTHarmonizeLib.errors import CTHarmonizeError
 
 _OUTPUT_SELECTORS = {
@@ -29,7 +30,8 @@ class Panel(VTKObservationMixin):
     """Fills and reads the widgets in ``ui``.
 
     ``harmonize(volumeNode, **request)`` starts a job, ``makeDetection(volumeNode)`` makes one that describes,
-    ``ensureDependencies()`` raises a CTHarmonizeError where packages are missing.
+    ``ensureDependencies(packages=...)``, told what the method needs beside what all do, raises a CTHarmonizeError where
+    packages are missing.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class Panel(VTKObservationMixin):
         clock: Clock,
         harmonize: Callable[..., Any],
         makeDetection: Callable[[Any], Any],
-        ensureDependencies: Callable[[], None],
+        ensureDependencies: Callable[..., None],
     ) -> None:
         VTKObservationMixin.__init__(self)
         self.ui = ui
@@ -122,6 +124,12 @@ class Panel(VTKObservationMixin):
     def _pixelSpacing(self) -> float:
         return float(self._input.GetSpacing()[0]) if self._input else 0.7
 
+    @property
+    def _sliceThickness(self) -> float:
+        """As detected, before that as the slices lie."""
+        known = (self._detector.description.get("acquisition") or {}).get("slice_thickness")
+        return float(known or (self._input.GetSpacing()[2] if self._input else 2.0))
+
     def _inputProblem(self) -> str:
         try:
             scene.checkInput(self._input)
@@ -170,15 +178,15 @@ class Panel(VTKObservationMixin):
 
     def _showTarget(self, aim: choices.Aim) -> None:
         ui, method, model = self.ui, self._method, self._model
-        _fill(ui.methodComboBox, [(m.title, m.name) for m in self._choices.methods if m.usable], method and method.name)
+        fill(ui.methodComboBox, [(m.title, m.name) for m in self._choices.methods if m.usable], method and method.name)
         ui.methodComboBox.toolTip = method.summary if method else _("No method is installed.")
-        _fill(ui.modelComboBox, [(_modelTitle(m), str(m.folder)) for m in method.models] if method else [],
+        fill(ui.modelComboBox, [(modelTitle(m), str(m.folder)) for m in method.models] if method else [],
               str(model.folder) if model else "")
         if method and not method.needsModel:
-            _fill(ui.modelComboBox, [(_("none needed"), "")], "")
+            fill(ui.modelComboBox, [(_("none needed"), "")], "")
         ui.modelComboBox.enabled = bool(model)
         ui.modelComboBox.toolTip = (
-            _modelSummary(model) if model else _("This method is a formula: it has no model.")
+            modelSummary(model) if model else _("This method is a formula: it has no model.")
         )
         fields = method.targetFields if method else frozenset()
         cannot = _("The method '{title}' cannot set this: it stays as it is in the input.").format(
@@ -189,12 +197,18 @@ class Panel(VTKObservationMixin):
             ("dose", (ui.targetDoseLabel, ui.targetDoseSlider)),
         ):
             for widget in widgets:
-                _enable(widget, name in fields, cannot)
+                enable(widget, name in fields, cannot)
+        self._showThickness()
         for widget in (ui.samplesLabel, ui.samplesSpinBox, ui.temperatureLabel, ui.temperatureSpinBox,
                        ui.seedLabel, ui.seedSpinBox, ui.coherenceLabel, ui.coherenceSpinBox):
-            _enable(widget, bool(method and method.stochastic),
+            enable(widget, bool(method and method.stochastic),
                     _("This method draws no samples: its one result is always the same."))
         ui.targetDoseLabel.visible = ui.targetDoseSlider.visible = not onlyKernel  # the truth has no dose
+        enable(ui.augmentCheckBox, bool(method and not method.stochastic),
+                _("This method draws samples: its standard deviation says more."))
+        for widget in (ui.standardDeviationLabel, ui.standardDeviationSelector):
+            enable(widget, bool(method and (method.stochastic or ui.augmentCheckBox.checked)),
+                    _("This method draws no samples: it has no standard deviation."))
         ui.targetDoseSlider.minimum, ui.targetDoseSlider.maximum = choices.doseRange(model)
         if self._parameters and onlyKernel:
             self._targetKernel.showOnly(onlyKernel)
@@ -206,6 +220,15 @@ class Panel(VTKObservationMixin):
             )
         if self._parameters:
             ui.expectedLabel.text = aim.text or "–"
+
+    def _showThickness(self) -> None:
+        ui = self.ui
+        thick = self._sliceThickness
+        made = choices.thicknesses(self._method, self._model, thick)
+        ui.targetThicknessLabel.visible = ui.targetThicknessComboBox.visible = made is not None
+        items = [(words, str(value)) for value, words in (made or {}).items()]
+        none = [(_("not of slices of {thick:.3g} mm").format(thick=thick), "")]
+        fill(ui.targetThicknessComboBox, items or none, (items or none)[0][1])
 
     def _showRun(self, problem: str, aim: choices.Aim) -> None:
         ui, job = self.ui, self.job
@@ -289,6 +312,13 @@ class Panel(VTKObservationMixin):
             return self._method.onlyKernel
         return (self._parameters.targetKernel or None) if name == "kernel" else self._parameters.targetDose
 
+    def _targetThickness(self) -> float | None:
+        """mm to ask for; None where slices stay as they are, or where the engine is to say why they cannot change."""
+        combo = self.ui.targetThicknessComboBox
+        chosen = combo.itemData(combo.currentIndex)
+        made = choices.thicknesses(self._method, self._model, self._sliceThickness)
+        return float(chosen) if made and chosen else None
+
     def _aim(self) -> choices.Aim:
         """Of what the panel shows; a method without samples adds no noise, whatever the target."""
         if not self._parameters:
@@ -304,6 +334,7 @@ class Panel(VTKObservationMixin):
         return {
             "targetKernel": self._targetOf("kernel"),
             "targetDose": self._targetOf("dose"),
+            "targetThickness": self._targetThickness(),
             "method": self._method.name,
             "model": str(model.folder) if model else None,
             "samples": parameters.samples if self._method.stochastic else None,
@@ -313,6 +344,7 @@ class Panel(VTKObservationMixin):
             "sourceKernel": parameters.sourceKernel or None,
             "sourceDose": parameters.sourceDose or None,
             "coherence": parameters.coherence if self._method.stochastic else 0.0,
+            "augment": parameters.augment and not self._method.stochastic,
             **{name: getattr(parameters, name) for name in _OUTPUT_SELECTORS},
         }
 
@@ -322,7 +354,7 @@ class Panel(VTKObservationMixin):
             return
         self._message = Message()
         try:
-            self._ensureDependencies()
+            self._ensureDependencies(packages=self._method.packages)
             self._follow(self._harmonize(self._input, **self.request()))
         except (CTHarmonizeError, OSError) as error:
             self._message = Message("error", str(error))
@@ -341,40 +373,3 @@ class Panel(VTKObservationMixin):
                     setattr(self._parameters, name, getattr(job, name))
                 scene.showResult(job.harmonizedVolume, job.inputVolume)
         self.refresh()
-
-
-def _fill(combo, items: list[tuple[str, str]], current: str | None) -> None:
-    """Show ``items`` (text, data), leaving the list alone where it is the same."""
-    blocked = combo.blockSignals(True)
-    if [(combo.itemText(i), combo.itemData(i)) for i in range(combo.count)] != items:
-        combo.clear()
-        for text, data in items:
-            combo.addItem(text, data)
-    combo.setCurrentIndex(next((i for i, item in enumerate(items) if item[1] == current), -1))
-    combo.blockSignals(blocked)
-
-
-def _enable(widget, enabled: bool, reason: str) -> None:
-    """Enable, or disable with the reason for a tool tip (its own comes back)."""
-    own = widget.property("ownToolTip")
-    if own is None:
-        own = widget.toolTip
-        widget.setProperty("ownToolTip", own)
-    widget.enabled = enabled
-    widget.toolTip = own if enabled else reason
-
-
-def _modelTitle(model: Any) -> str:
-    return f"{model.card['name']} {model.card['version']}"
-
-
-def _modelSummary(model: Any) -> str:
-    card = model.card
-    return _(
-        "Made for pixels of {low:g} to {high:g} mm; trained on {patients} patients.\n{folder}"
-    ).format(
-        low=card["pixel_spacing"][0],
-        high=card["pixel_spacing"][1],
-        patients=card["training"].get("patients", "?"),
-        folder=model.folder,
-    )

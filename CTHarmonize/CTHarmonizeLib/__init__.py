@@ -38,7 +38,7 @@ def harmonize(volume: Volume | str | os.PathLike, kernel: str | float | None = N
 
     ``kernel``: ``smooth``, ``medium``, ``sharp`` or an f50 in lp/cm; ``options`` are the other fields of
     :class:`CTHarmonizeLib.request.Request` (``dose``, ``method``, ``model``, ``samples``, ``seed``, ...),
-    ``progress(fraction, stage)`` and ``cancelled() -> bool``. Returns the three volumes and a report.
+    ``progress(fraction, stage)`` and ``cancelled() -> bool``. Returns the volumes and a report.
     Raises InputError, CannotRunError or Cancelled.
 
     Example: ``harmonize("scan.nrrd", "medium", dose=100).save("out")``

@@ -71,7 +71,7 @@ def _parser() -> _Parser:
     source.add_argument("--source-kernel", metavar="K", help="the source's kernel, instead of what is detected")
     source.add_argument("--source-dose", type=float, metavar="D", help="the source's dose in percent, likewise")
 
-    command = commands.add_parser("harmonize", parents=[source, common], help="make the three volumes")
+    command = commands.add_parser("harmonize", parents=[source, common], help="make the harmonized volumes")
     command.set_defaults(run=_harmonize)
     command.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder for the results")
     command.add_argument(
@@ -98,6 +98,12 @@ def _parser() -> _Parser:
         default=0.0,
         metavar="MM",
         help="length over which neighbouring slices' noise grain is alike (default: 0, independent)",
+    )
+    command.add_argument(
+        "--augment",
+        action="store_true",
+        help="of a method without samples: its spread over the eight turns and flips of each slice, which is no "
+        "uncertainty, as augmentation_spread.nrrd",
     )
     command.add_argument(
         "--device",
@@ -130,7 +136,7 @@ def _harmonize(options: argparse.Namespace) -> None:
 
     names = (
         "kernel dose thickness method model source_kernel source_dose samples temperature seed coherence device "
-        "precision roi tile batch threads"
+        "precision roi tile batch threads augment"
     )
     request = Request(
         **{name: getattr(options, name) for name in names.split()},

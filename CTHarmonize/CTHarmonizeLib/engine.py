@@ -24,7 +24,7 @@ from CTHarmonizeLib.errors import Cancelled, CannotRunError
 from CTHarmonizeLib.latents import Latents
 from CTHarmonizeLib.methods.base import Method
 from CTHarmonizeLib.passthrough import SourceSlab, reach
-from CTHarmonizeLib.statistics import PairStatistics
+from CTHarmonizeLib.statistics import PairStatistics, Spread
 from CTHarmonizeLib.tiling import Tile, padded_size, tiles
 
 REDRAWS = 3
@@ -33,6 +33,9 @@ REDRAWS = 3
 _REDRAW_RADIUS = 16  # pixels around an implausible voxel whose latents are replaced
 _ENCODING_SHARE = 4  # of progress, in samples
 _SLAB_IN_CONTEXTS = 4  # slices of a slab for each that is computed again for the next one: half as much again at most
+ORIENTATIONS = tuple((turns, flip) for flip in (False, True) for turns in range(4))
+"""The eight turns (by 90 degrees) and flips of a square; the first leaves it as it is."""
+
 _DEFAULT_LOAD = {"cpu": Load(1, 4), "cuda": Load(4, 16), "mps": Load(1, 4)}
 
 Progress = Callable[[float], None]
@@ -44,7 +47,8 @@ class Settings:
 
     ``samples`` (1 for a deterministic method), ``temperature``, ``seed``; ``coherence`` (mm) between slices, 0: off;
     ``deviation_factor``: the card's calibration; ``roi``: what to compute, None: all. ``slab``, ``group``, ``tile``:
-    slices and samples at once and pixels of a tile's side; None: chosen by memory.
+    slices and samples at once and pixels of a tile's side; None: chosen by memory. ``augment``: a deterministic
+    method's deviation over the turns and flips of a slice (:data:`ORIENTATIONS`).
     """
 
     samples: int = 16
@@ -56,12 +60,14 @@ class Settings:
     slab: int | None = None
     group: int | None = None
     tile: int | None = None
+    augment: bool = False
 
 
 @dataclass
 class Outcome:
-    """Arrays (slices, rows, columns) of the region: ``harmonized`` and ``mean`` int16 HU, ``deviation`` float32 HU. A
-    method that makes several slices of each source slice has them one after another.
+    """Arrays (slices, rows, columns) of the region: ``harmonized`` and ``mean`` int16 HU, ``deviation`` float32 HU
+    (None where a deterministic method is not augmented). A method that makes several slices of each source slice has
+    them one after another.
 
     ``redrawn``: voxels of samples that were implausible at first; ``replaced``: those that stayed so and became the
     estimate; ``drawn``: all voxels of all samples. ``load``: what was computed at once in the end.
@@ -69,7 +75,7 @@ class Outcome:
 
     harmonized: np.ndarray
     mean: np.ndarray
-    deviation: np.ndarray
+    deviation: np.ndarray | None
     redrawn: int = 0
     replaced: int = 0
     drawn: int = 0
@@ -106,7 +112,7 @@ class _Run:
     ) -> None:
         self.volume, self.method, self.source, self.target = volume, method, source, target
         self.settings, self.progress, self.cancelled = settings, progress, cancelled
-        self.samples = settings.samples if method.stochastic else 1
+        self.samples = settings.samples if method.stochastic else len(ORIENTATIONS) if settings.augment else 1
         self.roi = settings.roi or Roi.whole(volume.shape)
         self.roi.check_inside(volume.shape)
         self.padded = padded_size(*volume.shape[1:], method.multiple)
@@ -126,12 +132,15 @@ class _Run:
     def outcome(self) -> Outcome:
         shape = self.roi.shape
         made = (self.factor * shape[0], *shape[1:])
-        result = Outcome(np.empty(made, np.int16), np.empty(made, np.int16), np.empty(made, np.float32))
+        spread = np.empty(made, np.float32) if self.method.stochastic or self.settings.augment else None
+        result = Outcome(np.empty(made, np.int16), np.empty(made, np.int16), spread)
         settings, usual = self.settings, _DEFAULT_LOAD[self.method.device.type]
         slices = max(usual.slices, _SLAB_IN_CONTEXTS * self.context)
         asked = Load(settings.slab or slices, settings.group or usual.samples, settings.tile)
         load = plan_load(self.method, (shape[0], *self.padded), self.samples, self.margin, asked)
         done = 0
+        with torch.inference_mode():
+            self.method.survey(self.volume, self.source, self.target)
         while done < shape[0]:
             slab = range(done, min(done + load.slices, shape[0]))
             try:
@@ -162,20 +171,26 @@ class _Run:
 
     def _slab(self, slab: range, load: Load, result: Outcome) -> tuple[int, int]:
         """Fill ``result`` for the source slices ``slab`` of the region; voxels redrawn and replaced."""
-        first, window = self.roi.slices[0], self.method.window
+        first = self.roi.slices[0]
         index = slice(first + slab.start, first + slab.stop)
         around = np.arange(index.start - self.context, index.stop + self.context)
         around = around.clip(0, self.volume.shape[0] - 1)  # beyond the volume's ends its last slice again
-        whole = SourceSlab.from_hu(self.volume.hu[around], self.padded, window, self.method.device)
+        whole = SourceSlab.from_hu(self.volume.hu[around], self.padded, self.method.window, self.method.device)
         planes = self.method.prepare(whole.clean, self.source, self.target)
-        whole = whole.divided(self.factor, self.context, window)
+        seen, whole = whole.clean, whole.divided(self.factor, self.context)
         core = slice(*self.roi.rows), slice(*self.roi.columns)
         parts = tiles(core, load.tile, self.margin, self.method.multiple, self.padded)
         redrawn = replaced = 0
         for number, tile in enumerate(parts):
             with self._share_of_progress(slab, number / len(parts), 1 / len(parts)) as step:
-                statistics, first_sample = PairStatistics(whole.raw[(slice(None), *tile.core)]), None
-                for sample, again, gave_up in self._samples(tile, planes, whole.crop(tile.region), index, load, step):
+                first_sample, source = None, whole.crop(tile.region)
+                if self.method.stochastic:
+                    statistics = PairStatistics(whole.raw[(slice(None), *tile.core)])
+                    outputs = self._samples(tile, planes, source, index, load, step)
+                else:
+                    statistics = Spread()
+                    outputs = self._estimates(tile, planes, seen, source, step)
+                for sample, again, gave_up in outputs:
                     first_sample = sample if first_sample is None else first_sample
                     statistics.add(sample)
                     redrawn += again
@@ -185,9 +200,34 @@ class _Run:
             )
             place = (slice(self.factor * slab.start, self.factor * slab.stop), rows, columns)
             result.harmonized[place] = _whole_hu(first_sample)
-            result.mean[place] = _whole_hu(statistics.mean())
-            result.deviation[place] = (self.settings.deviation_factor * statistics.deviation()).cpu().numpy()
+            result.mean[place] = _whole_hu(statistics.mean() if self.method.stochastic else first_sample)
+            if result.deviation is not None:
+                factor = self.settings.deviation_factor if self.method.stochastic else 1.0
+                result.deviation[place] = (factor * statistics.deviation()).cpu().numpy()
         return redrawn, replaced
+
+    def _estimates(
+        self, tile: Tile, planes: Tensor, seen: Tensor, source: SourceSlab, step: Callable[[float], None]
+    ) -> Iterator[tuple[Tensor, int, int]]:
+        """As :meth:`_samples`, of a deterministic method: its estimate, then, augmented, those of the turned and
+        flipped slices ``seen``, turned back."""
+        inner, beyond = (slice(None), *tile.inner), self.factor * self.context
+        for number, orientation in enumerate(ORIENTATIONS[: self.samples]):
+            self._stop_if_cancelled()
+            if number:
+                turned = self.method.prepare(_turned(seen, orientation), self.source, self.target)
+                planes = _turned_back(turned, orientation)
+            region = _turned(planes[(..., *tile.region)], orientation)
+            state = self.method.encode(region, self.source, self.target)
+            estimate = self.method.estimate(state)
+            bad = self.method.implausible(estimate[None], state)[0]
+            estimate, bad = (
+                _turned_back(made, orientation)[beyond : len(made) - beyond] for made in (estimate, bad)
+            )
+            finished = source.finish(torch.where(bad, source.clean, estimate), self.anchor)[inner]
+            count = int(bad[inner].sum())
+            yield finished, count, count
+            step(_ENCODING_SHARE / self.samples + 1)
 
     def _samples(
         self, tile: Tile, planes: Tensor, source: SourceSlab, index: slice, load: Load, step: Callable[[float], None]
@@ -210,13 +250,6 @@ class _Run:
         self, state: Any, numbers: range, slices: range, tile: Tile, source: SourceSlab
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Raw samples (n, b, h, w) of the tile's region, and which voxels were redrawn and which replaced."""
-        if not self.method.stochastic:
-            beyond = self.factor * self.context
-            estimate = self.method.estimate(state)
-            group = estimate[None, beyond : len(estimate) - beyond]
-            bad = self.method.implausible(group, state)
-            return torch.where(bad, source.clean, group), bad, bad
-
         def draw(samples: list[int], attempt: int) -> list[Tensor]:
             drawn = [self.latents.draw(slices, sample, tile.region, attempt) for sample in samples]
             return [torch.from_numpy(np.stack(level)).to(self.method.device) for level in zip(*drawn, strict=True)]
@@ -259,6 +292,19 @@ class _Run:
             self.progress((slab.start + len(slab) * (start + share * done / total)) / self.roi.shape[0])
 
         yield step
+
+
+def _turned(images: Tensor, orientation: tuple[int, bool]) -> Tensor:
+    """``images`` (..., rows, columns) turned, then flipped."""
+    turns, flip = orientation
+    turned = torch.rot90(images, turns, (-2, -1))
+    return turned.flip(-1) if flip else turned
+
+
+def _turned_back(images: Tensor, orientation: tuple[int, bool]) -> Tensor:
+    """The inverse of :func:`_turned`."""
+    turns, flip = orientation
+    return torch.rot90(images.flip(-1) if flip else images, -turns, (-2, -1))
 
 
 def _at_level(near: Tensor, latent: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ FILES = {
     "harmonized": "harmonized.nrrd",
     "mean": "mean.nrrd",
     "standardDeviation": "standard_deviation.nrrd",
+    "augmentationSpread": "augmentation_spread.nrrd",
     "report": "result.json",
 }
 """Names of the result files, by what the worker's ``result`` event calls them."""
@@ -38,38 +39,50 @@ _STARTS = {READING: 0.0, DESCRIBING: 0.02, LOADING: 0.04, HARMONIZING: 0.05, WRI
 
 @dataclass(frozen=True)
 class Result:
-    """``harmonized`` (sample 0) and ``mean``: int16 HU; ``standard_deviation``: float32 HU; ``report``: plain data."""
+    """``harmonized`` (sample 0) and ``mean``: int16 HU; ``report``: plain data. Float32 HU: ``standard_deviation`` over
+    the samples, None of a method without samples, and ``augmentation_spread``, its spread over turns and flips where
+    that was asked for, which is no uncertainty."""
 
     harmonized: Volume
     mean: Volume
-    standard_deviation: Volume
+    standard_deviation: Volume | None
     report: dict
+    augmentation_spread: Volume | None = None
 
     def save(self, folder: str | os.PathLike, compress: bool = False) -> dict[str, Path]:
-        """Write the three volumes and ``result.json`` into ``folder``; the paths, by the keys of FILES.
+        """Write the volumes and ``result.json`` into ``folder``; the paths, by the keys of FILES.
 
-        All are written aside first and then renamed, so older results are replaced only by whole new ones. Raises
+        All are written aside first and then renamed, so older results are replaced only by whole new ones, and what
+        there is no new one of is removed: it would be taken for this run's. Raises
         CannotRunError where the disk is full or the folder cannot be written.
         """
         folder = check_output_folder(folder)
+        volumes = {
+            "harmonized": (self.harmonized, "int16"),
+            "mean": (self.mean, "int16"),
+            "standardDeviation": (self.standard_deviation, "float32"),
+            "augmentationSpread": (self.augmentation_spread, "float32"),
+        }
+        written = {key: volume for key, volume in volumes.items() if volume[0] is not None}
         made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".ctharmonize-", dir=folder) as aside:
                 aside = Path(aside)
-                write_nrrd(self.harmonized, aside / FILES["harmonized"], "int16", compress)
-                write_nrrd(self.mean, aside / FILES["mean"], "int16", compress)
-                write_nrrd(self.standard_deviation, aside / FILES["standardDeviation"], "float32", compress)
+                for key, (volume, pixel) in written.items():
+                    write_nrrd(volume, aside / FILES[key], pixel, compress)
                 (aside / FILES["report"]).write_text(report.as_json(self.report, indent=2), encoding="utf-8")
-                for name in FILES.values():
-                    os.replace(aside / name, folder / name)
+                for key in (*written, "report"):
+                    os.replace(aside / FILES[key], folder / FILES[key])
+                for key in volumes.keys() - written.keys():
+                    (folder / FILES[key]).unlink(missing_ok=True)
         except BaseException as error:
             if made:  # the outermost folder that was not there before
                 shutil.rmtree(made[-1], ignore_errors=True)
             if isinstance(error, OSError):
                 raise CannotRunError(f"The results cannot be written to '{folder}': {error.strerror}.") from error
             raise
-        return {key: folder / name for key, name in FILES.items()}
+        return {key: folder / FILES[key] for key in (*written, "report")}
 
 
 def check_output_folder(folder: str | os.PathLike) -> Path:
@@ -131,6 +144,7 @@ def harmonize(
         roi=request.roi,
         slab=request.batch and int(request.batch),
         tile=request.tile and int(request.tile),
+        augment=request.augment,
     )
     span = _STARTS[WRITING] - _STARTS[HARMONIZING]
     outcome = engine.run(
@@ -145,13 +159,17 @@ def harmonize(
     enter(WRITING, "harmonize")
     region = volume if request.roi is None else volume.crop(request.roi)
     warnings = settled.warnings + report.outcome_warnings(outcome)
-    made = [
-        replace(region.divided(choice.factor, hu), warnings=tuple(warnings))
+    harmonized, mean, deviation = (
+        None if hu is None else replace(region.divided(choice.factor, hu), warnings=tuple(warnings))
         for hu in (outcome.harmonized, outcome.mean, outcome.deviation)
-    ]
+    )
+    drawn = choice.method.stochastic
     return Result(
-        *made,
+        harmonized,
+        mean,
+        deviation if drawn else None,
         report.build(
-            path, volume, region, made[0], request, choice, settled, outcome, place, precision, seconds, warnings
+            path, volume, region, harmonized, request, choice, settled, outcome, place, precision, seconds, warnings
         ),
+        None if drawn else deviation,
     )

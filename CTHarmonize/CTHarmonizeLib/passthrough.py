@@ -88,8 +88,8 @@ class SourceSlab:
 
     ``raw``: as they are; ``clean``: padding outside the field of view replaced, for the network must not see its
     step; ``outside``: bool, that padding; ``weight``: 1 where the output counts, 0 where the source passes through,
-    blended between. ``own``: the clean source slices of which these were interpolated (:meth:`divided`), else
-    ``clean``.
+    blended between. Of a slab that was :meth:`divided`, ``raw`` and ``clean`` are of the thin slices, the others of the
+    thick ones, and ``own`` is these ones' ``clean``.
     """
 
     raw: Tensor
@@ -102,33 +102,46 @@ class SourceSlab:
     def from_hu(
         cls, hu: np.ndarray, padded: tuple[int, int], window: tuple[float, float], device: torch.device
     ) -> SourceSlab:
-        """From source slices (b, rows, columns) of any type."""
+        """From source slices (b, rows, columns) of any type.
+
+        The weight is decided on a low-passed source, never voxel by voxel: else air noise below the window would
+        stay while that above goes, and air would shift.
+        """
         padding = ((0, 0), (0, padded[0] - hu.shape[1]), (0, padded[1] - hu.shape[2]))
         hu = np.pad(hu, padding, mode="edge")
         mask = padding_mask(hu)
         outside = torch.from_numpy(mask).to(device)
         raw = torch.from_numpy(hu.astype(np.float32)).to(device)
         clean = torch.from_numpy(fill_padding(hu, mask).astype(np.float32)).to(device) if mask.any() else raw
-        return cls(raw, clean, outside, _weight(clean, outside, window), clean)
+        smooth = low_pass(clean, _SMOOTHING)
+        low, high = min(window[0], AIR_WINDOW), window[1]
+        weight = _smooth_step((smooth - low) / _RAMP) * _smooth_step((high - smooth) / _RAMP)
+        return cls(raw, clean, outside, torch.where(outside, 0.0, weight), clean)
 
-    def divided(self, factor: int, context: int, window: tuple[float, float]) -> SourceSlab:
-        """What ``factor`` slices for each would show, between the same outer faces: the clean source interpolated
-        linearly between the slices' centres; padding is that of the slice in which a voxel lies, as padding and image
-        have no values between them. The ``context`` first and last slices are left out."""
+    def divided(self, factor: int, context: int) -> SourceSlab:
+        """The slab without its ``context`` first and last slices, as ``factor`` slices for each show it, between the
+        same outer faces: the source interpolated linearly between the slices' centres. Between padding and image there
+        are no values: padding takes no part, and stays in the slices into which its own is divided."""
         inner = slice(context, len(self.raw) - context)
-        raw, clean, outside = (part[inner] for part in (self.raw, self.clean, self.outside))
-        if factor == 1:
-            return SourceSlab(raw, clean, outside, self.weight[inner], clean)
-        between = interpolated(self.clean, factor)[factor * inner.start : factor * inner.stop]
-        outside = outside.repeat_interleave(factor, 0)
-        raw = torch.where(outside, raw.repeat_interleave(factor, 0), between)
-        return SourceSlab(raw, between, outside, _weight(between, outside, window), clean)
+        raw, clean, outside, weight, own = (part[inner] for part in self._parts())
+        if factor > 1:
+            raw, clean, padding = (part.repeat_interleave(factor, 0) for part in (raw, clean, outside))
+            thin = slice(factor * inner.start, factor * inner.stop)
+            between = interpolated(self.clean, factor)[thin]
+            if self.outside.any():
+                inside = (~self.outside).float()
+                share = interpolated(inside, factor)[thin].clamp_min(0.1)  # of an image's voxel at least a half
+                between = interpolated(inside * self.clean, factor)[thin] / share
+            raw, clean = (torch.where(padding, part, between) for part in (raw, clean))
+        return SourceSlab(raw, clean, outside, weight, own)
 
     def crop(self, region: tuple[slice, slice]) -> SourceSlab:
         """The part of each slice in ``region`` (rows, columns)."""
         index = (slice(None), *region)
-        parts = self.raw, self.clean, self.outside, self.weight, self.own
-        return SourceSlab(*(part[index] for part in parts))
+        return SourceSlab(*(part[index] for part in self._parts()))
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.raw, self.clean, self.outside, self.weight, self.own
 
     def finish(self, output: Tensor, anchor: float | None) -> Tensor:
         """An output (b, rows, columns) of a method, with its low-pass of ``anchor`` pixels (sigma) set to the
@@ -138,28 +151,18 @@ class SourceSlab:
         the difference would be spread over the tissue around it. Of a divided slab it is the mean of the slices made
         of one that gets this slice's low-pass: a thick slice is the mean of thin ones, which differ among themselves.
         """
+        factor = len(self.raw) // len(self.own)
         if anchor is not None:
-            factor = len(self.raw) // len(self.own)
-            change = self.weight * (self.own.repeat_interleave(factor, 0) - output)
-            change, weight = (part.unflatten(0, (-1, factor)).mean(1) for part in (change, self.weight))
-            change = low_pass(change, anchor) / low_pass(weight, anchor).clamp_min(_LEAST_SHARE)
-            output = output + change.repeat_interleave(factor, 0)
-        return self.raw + self.weight * (output - self.raw)
+            counted = low_pass(self.weight, anchor).clamp_min(_LEAST_SHARE)
+            change = self.weight * (self.own - output.unflatten(0, (-1, factor)).mean(1))
+            output = output + (low_pass(change, anchor) / counted).repeat_interleave(factor, 0)
+        return self.raw + self.weight.repeat_interleave(factor, 0) * (output - self.raw)
 
 
 def interpolated(slices: Tensor, factor: int) -> Tensor:
     """``factor`` slices for each of (b, rows, columns), linear between the slices' centres; the outer faces stay, and
     what lies beyond the last centre has the last slice's values."""
     return F.interpolate(slices[None, None], scale_factor=(factor, 1, 1), mode="trilinear")[0, 0]
-
-
-def _weight(clean: Tensor, outside: Tensor, window: tuple[float, float]) -> Tensor:
-    """Where the output counts, decided on a low-passed source, never voxel by voxel: else air noise below the window
-    would stay while that above goes, and air would shift."""
-    smooth = low_pass(clean, _SMOOTHING)
-    low, high = min(window[0], AIR_WINDOW), window[1]
-    weight = _smooth_step((smooth - low) / _RAMP) * _smooth_step((high - smooth) / _RAMP)
-    return torch.where(outside, 0.0, weight)
 
 
 def _smooth_step(x: Tensor) -> Tensor:

@@ -62,10 +62,8 @@ def build(
             "harmonized": hu_statistics(outcome.harmonized),
             "mean": hu_statistics(outcome.mean),
         },
-        "standard_deviation": {
-            "mean": float(outcome.deviation.mean(dtype=np.float64)),
-            "largest": float(outcome.deviation.max()),
-        },
+        "standard_deviation": _deviation(outcome) if choice.method.stochastic else None,
+        "augmentation_spread": None if choice.method.stochastic else _deviation(outcome),
         "resampled": {
             "share": outcome.redrawn / outcome.drawn,
             "voxels": outcome.redrawn,
@@ -85,6 +83,12 @@ def build(
         "warnings": warnings,
         "notice": card["notice"] if card else NOTICE,
     }
+
+
+def _deviation(outcome: Outcome) -> dict[str, float] | None:
+    if outcome.deviation is None:
+        return None
+    return {"mean": float(outcome.deviation.mean(dtype=np.float64)), "largest": float(outcome.deviation.max())}
 
 
 def outcome_warnings(outcome: Outcome) -> list[str]:

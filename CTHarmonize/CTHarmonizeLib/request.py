@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 MOST_SAMPLES = 1000
+DOSES = (1.0, 400.0)
+"""Percent that may be asked for; a model's card may allow less."""
 
 _SAME_THICKNESS = 0.02
 """Share by which two thicknesses may differ and count as one: headers round."""
@@ -42,7 +44,8 @@ class Request:
 
     ``kernel``: a name, ``truth``, or an f50 in lp/cm; ``dose`` in percent; ``thickness`` and ``coherence`` (between
     slices, 0: off) in mm; ``model``: a folder or the name of an installed model; ``roi``: a box, or text that Roi.parse
-    reads; ``batch``: slices at once.
+    reads; ``batch``: slices at once; ``augment``: a deterministic method's spread over the turns and flips of its
+    slices.
     """
 
     kernel: str | float | None = None
@@ -62,6 +65,7 @@ class Request:
     tile: int | None = None
     batch: int | None = None
     threads: int | None = None
+    augment: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.roi, str):
@@ -106,7 +110,8 @@ class Plan:
 
 
 def choose(request: Request) -> Choice:
-    """Check a request and find its method and model. Raises InputError with the reason."""
+    """Check a request and find its method and model. Raises InputError with the reason, or CannotRunError where a
+    package that the method needs is missing."""
     method = method_named(request.method)
     _check_target_fields(request, method)
     if request.device not in DEVICES:
@@ -124,8 +129,14 @@ def choose(request: Request) -> Choice:
     ):
         _check_number(name, value, low, high)
     for name, value in (("target dose", request.dose), ("source dose", request.source_dose)):
-        _check_number(name + " (percent)", value, 1.0, 400.0)
+        _check_number(name + " (percent)", value, *DOSES)
     _check_number("target slice thickness (mm)", request.thickness, 0.05, 50.0)
+    if request.augment and method.stochastic:
+        raise InputError(
+            f"The method {method.name} draws samples, whose deviation it gives: leave the augmentation out, which is "
+            "for methods without samples."
+        )
+    method.check_packages()
     if not method.needs_model:
         if request.model is not None:
             raise InputError(f"The method {method.name} needs no model: leave the model out.")

@@ -1,4 +1,4 @@
-"""Running mean and standard deviation of antithetic samples, without keeping the samples."""
+"""Running mean and standard deviation, without keeping the images."""
 
 from __future__ import annotations
 
@@ -50,3 +50,25 @@ class PairStatistics:
         if self.pairs > 1:
             variance = variance + self._squares / (self.pairs - 1)
         return variance.sqrt()
+
+
+class Spread:
+    """Standard deviation of images that are added one by one, over the images that there are (Welford's update)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    def add(self, image: Tensor) -> None:
+        """Take in the next image."""
+        if self._mean is None or self._squares is None:
+            self._mean, self._squares = torch.zeros_like(image), torch.zeros_like(image)
+        self.count += 1
+        change = image - self._mean
+        self._mean += change / self.count
+        self._squares += change * (image - self._mean)
+
+    def deviation(self) -> Tensor:
+        """Root of the mean squared distance from the mean; the images are all there are, not a sample of more."""
+        return (self._squares / self.count).sqrt()

@@ -51,6 +51,7 @@ _OPTIONS = {
     "coherence": "coherence",
     "roi": "roi",
     "threads": "threads",
+    "augment": "augment",
 }
 
 

@@ -18,7 +18,7 @@ from CTHarmonizeLib.ct.volume import Roi, Volume
 from CTHarmonizeLib.device import choose_device, choose_precision
 from CTHarmonizeLib.methods import method_named
 from CTHarmonizeLib.methods.base import Method
-from CTHarmonizeLib.request import Plan, Request, choose, plan
+from CTHarmonizeLib.request import DOSES, Plan, Request, choose, plan
 
 INPUT, FILTER, ENCODER, SAMPLE, MEAN = "input", "mtf-filter", "encoder", "sample", "mean"
 COLUMNS = (INPUT, FILTER, ENCODER, SAMPLE, MEAN)
@@ -119,11 +119,11 @@ class Candidates:
         )
 
     def _dose_like(self, reference: np.ndarray, spacing: float, kernel: str, otherwise: float) -> float:
-        """Dose in percent, within the model's reach, whose noise on the card is that of ``reference``."""
+        """Dose in percent, within the method's reach, whose noise on the card is that of ``reference``."""
         found = measure_noise(reference, spacing)
-        if found is None or self.choice.model is None or self.choice.method.makes_truth:
+        if found is None or self.choice.method.makes_truth:
             return otherwise
-        low, high = self.choice.model.card["target"]["dose"]
+        low, high = self.choice.model.card["target"]["dose"] if self.choice.model else DOSES
         return float(np.clip(self.choice.table.dose(target_mtf(kernel, spacing).f50, found.sigma), low, high))
 
 

@@ -89,7 +89,7 @@ class _Row:
         }
 
 
-def compare(output: Path, results: list[Path]) -> pd.DataFrame:
+def compare(output: Path, results: Path) -> pd.DataFrame:
     """One table of several evaluations on the same scans: comparison.md and comparison.csv; returns it.
 
     Every value is a mean over the mappings from one dose, but for the bias, which is the largest over mappings and
@@ -98,18 +98,19 @@ def compare(output: Path, results: list[Path]) -> pd.DataFrame:
 
     Args:
         output: folder for the table.
-        results: folders that 'evaluate' wrote, or their results.json.
+        results: a folder whose folders 'evaluate' wrote.
     """
-    read = [_read(path) for path in results]
-    if not read:
-        raise InputError("Give the folders of at least one evaluation.")
+    paths = sorted(results.glob("*/results.json"))
+    if not paths:
+        raise InputError(f"'{results}' holds no folders that 'ctharmonize-train evaluate' wrote.")
+    read = [_read(path) for path in paths]
     first = read[0]
-    for path, other in zip(results, read, strict=True):
+    for path, other in zip(paths, read, strict=True):
         different = [key for key in ("data", "protocol") if other[key] != first[key]]
         if different:
             raise InputError(
-                f"'{path}' was evaluated on other scans than '{results[0]}' ({', '.join(different)}): evaluate all on "
-                "the same."
+                f"'{path.parent}' was evaluated on other scans than '{paths[0].parent}' ({', '.join(different)}): "
+                "evaluate all on the same."
             )
     output = check_output_folder(output)
     rows = _rows(read)
@@ -176,7 +177,6 @@ def _rows(read: Sequence[dict]) -> list[_Row]:
 
 
 def _read(path: Path) -> dict:
-    path = path / "results.json" if path.is_dir() else path
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -15,14 +15,14 @@ from CTHarmonizeLib.device import choose_device, choose_precision
 from CTHarmonizeLib.harmonization import Result, harmonize
 from CTHarmonizeLib.request import Request
 
-IMAGES = ("harmonized", "mean", "standard_deviation")
+IMAGES = ("harmonized", "mean", "standard_deviation", "augmentation_spread")
 
 
 @dataclass(frozen=True)
 class Difference:
     """Of a ``variant`` from the whole slice in float32, by image: ``largest`` and ``rms`` in HU, ``share`` of voxels
     that differ. Harmonized image and mean are whole HU: a difference in the last place of a float shows as 1 HU in a
-    few voxels; the deviation is not rounded."""
+    few voxels; deviation and spread are not rounded."""
 
     variant: str
     largest: dict[str, float]
@@ -80,7 +80,8 @@ def _middle(shape: tuple[int, int, int]) -> Roi:
 
 def _difference(variant: str, reference: Result, result: Result, roi: Roi) -> Difference:
     largest, rms, share = {}, {}, {}
-    for image in IMAGES:
+    there = [image for image in IMAGES if getattr(reference, image) is not None]
+    for image in there:
         whole, part = getattr(reference, image).hu, getattr(result, image).hu
         gap = np.abs(whole[roi.index()].astype(np.float64) - part)
         largest[image], rms[image] = float(gap.max()), float(np.sqrt(np.mean(gap**2)))

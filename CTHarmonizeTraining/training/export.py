@@ -24,6 +24,7 @@ from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.methods import method_named
+from CTHarmonizeLib.methods.learned import VolumeMethod
 from CTHarmonizeLib.models import CARD, WEIGHTS, Model, load_model
 from CTHarmonizeLib.models.schema import card_problem
 from CTHarmonizeLib.request import Request
@@ -33,18 +34,20 @@ from CTHarmonizeTraining.evaluation.calibration import calibrate, output_for, va
 from CTHarmonizeTraining.evaluation.candidates import towards
 from CTHarmonizeTraining.evaluation.invariance import compared
 from CTHarmonizeTraining.evaluation.pairs_table import USUAL_SPACING, evaluate
+from CTHarmonizeTraining.evaluation.volumes import judge_volumes
 from CTHarmonizeTraining.simulation.phantom import ChestPhantom
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import StageConfig, Training
 from CTHarmonizeTraining.training.facts import data_facts, simulation, use_of
 from CTHarmonizeTraining.training.fit import NETWORK, RECORD
-from CTHarmonizeTraining.training.origin import check_test_data, initial, origin
+from CTHarmonizeTraining.training.origin import check_test_data, check_test_stores, initial, origin
 
 HALOS = (16, 32, 48, 64, 96)
 """Pixels of context that are tried."""
 
 LARGEST_DIFFERENCE = 0.01
-"""HU between the deviation, which is not rounded, of a tiled and of an untiled run that a halo may leave."""
+"""HU between the deviation (or the spread), which is not rounded, of a tiled and of an untiled run that a halo may
+leave."""
 
 NOTICE = "Research use, not a medical device."
 
@@ -100,6 +103,7 @@ def export(
     about: Path,
     ct: Path | None = None,
     phantom: list[int] | None = None,
+    volumes: list[Path] | None = None,
     slices: int | list[int] = 8,
     samples: int = 16,
     calibration: Path | None = None,
@@ -119,6 +123,7 @@ def export(
             (a name or a pattern such as phantom*), name and licence.
         ct: CT volume to judge the model on; or, and also
         phantom: seeds of procedural chests to judge it on.
+        volumes: for a model that makes thin slices, in place of both: stores of thin pairs to judge it on.
         slices: of each, as in 'evaluate'.
         samples: that the model draws by default.
         calibration: validation stores, as 'calibrate' reads them; without them the temperature is 1.
@@ -129,7 +134,10 @@ def export(
     record = json.loads(_of(run, RECORD).read_text(encoding="utf-8"))
     told = About.load(about)
     trained = origin(record)
-    check_test_data(trained, ct, phantom)
+    if method.ratio is None:
+        check_test_data(trained, ct, phantom)
+    else:
+        check_test_stores(trained, volumes)
     for name in trained.get("unlisted", ()):
         say(f"Note: the card of '{name}', the model to start from, lists no sources: see that it knows no test data.")
     stores = _stores(record)
@@ -143,7 +151,7 @@ def export(
     facts = {
         "name": told.name,
         "version": told.version,
-        **data_facts(stores, data, record.get("weights")),
+        **data_facts(stores, data, record.get("weights"), method.planes),
         "default_samples": samples,
         "default_temperature": 1.0,
         "deviation_factor": 1.0,
@@ -180,8 +188,10 @@ def export(
             "target_dose": float(facts["target"]["dose"][1]) if facts["target"]["dose"] else 100.0,
         }
         tests = {"ct": ct, "phantom": phantom}
+        for store in volumes or ():
+            facts["quality"] += judge_volumes(aside, store, device)
         for kind, test in tests.items():
-            if test:
+            if test and method.ratio is None:
                 results = evaluate(
                     folder / kind, slices=slices, method=method.method, model=str(aside), samples=samples,
                     device=device, cache=folder / "simulated", figures=False, **reached, **{kind: test},
@@ -249,6 +259,8 @@ def measured_halo(folder: Path, device: str = "auto") -> int:
     """Twice the smallest of :data:`HALOS` with which tiles of 128 pixels agree with a whole slice of a phantom, in
     float32, to :data:`LARGEST_DIFFERENCE`: other images may reach further. Raises CannotRunError where none does."""
     phantom, card = ChestPhantom(0), json.loads((folder / CARD).read_text(encoding="utf-8"))
+    if issubclass(method_named(card["method"]), VolumeMethod):  # which knows how far it sees
+        return method_named(card["method"])(load_model(folder), torch.device("cpu"), torch.float32).halo
     low, high = card["pixel_spacing"]
     spacing = float(np.clip(phantom.pixel * 2, low, high))
     hu = phantom.slice(120.0, 2.0)[::2, ::2]
@@ -262,11 +274,11 @@ def measured_halo(folder: Path, device: str = "auto") -> int:
             Path(trial, CARD).write_text(json.dumps({**card, "halo": halo}), encoding="utf-8")
             asked = Request(
                 method=card["method"], model=trial, source_kernel=float(np.mean(card["source"]["f50"])), samples=2,
-                device=device, precision="float32",
+                device=device, precision="float32", augment=not method_named(card["method"]).stochastic,
             )  # fmt: skip
             whole = towards(asked, float(np.mean(card["target"]["f50"])), (card["target"]["dose"] or [100.0])[-1])
             (difference,) = compared(volume, whole, [("tiles", replace(whole, tile=128))])
-            largest = difference.largest["standard_deviation"]
+            largest = max(difference.largest.get(name, 0.0) for name in ("standard_deviation", "augmentation_spread"))
             say(f"halo {halo}: tiles differ by {largest:.4f} HU at most")
             if largest <= LARGEST_DIFFERENCE:
                 return 2 * halo
@@ -333,6 +345,10 @@ def _stage(name: str, stage: StageConfig, size: int) -> str:
         words += f", halved after {', '.join(f'{100 * share:g}' for share in stage.halved_at)} %"
     if stage.cycle:
         words += f", up to {stage.cycle.highest:g} times that and back every {stage.cycle.iterations} iterations"
+    if stage.plateau:
+        words += f", times {stage.plateau.factor:g} where the loss stays"
+    if stage.weight_decay:
+        words += f", weight decay {stage.weight_decay:g}"
     return words + (f", weights averaged ({stage.average:g})" if stage.average else "")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from CTHarmonizeLib.ct.acquisition import TRUTH, Acquisition, NoiseTable, parse_kernel, target_mtf
 from CTHarmonizeLib.ct.mtf import NYQUIST_SHARE, nyquist
 from CTHarmonizeLib.methods.conditioning import acquisitions_of
-from CTHarmonizeTraining.data.measured import FULL_DOSE, MeasuredPairs
+from CTHarmonizeTraining.data.measured import FULL_DOSE, MeasuredPairs, averaged
 from CTHarmonizeTraining.data.pairs import PairDataset
 from CTHarmonizeTraining.data.patient import SIMULATED, PatientStore
 from CTHarmonizeTraining.data.render import LOWEST_F50
@@ -35,11 +35,13 @@ _GAP = 0.10
 """Share by which an f50 has to exceed the last one to be another kernel's, not the same one's scatter."""
 
 
-def data_facts(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None = None) -> dict:
+def data_facts(
+    stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None = None, planes: int = 1
+) -> dict:
     """A card's ``pixel_spacing``, ``slice_thickness``, ``source``, ``target`` and ``noise_at_full_dose``, for what
-    ``stores`` hold and ``data`` and the stores' ``weights`` draw from it."""
+    ``stores`` hold and ``data``, the stores' ``weights`` and the network's ``planes`` draw from it."""
     if PatientStore.recognizes(stores[0]):
-        return _measured(stores, data, weights)
+        return _measured(stores, data, weights, planes)
     return _simulated([SceneSampler(path) for path in stores], stores, data, weights)
 
 
@@ -156,10 +158,11 @@ def _lowest_dose(doses: Sequence[float]) -> int:
     return int(np.clip(5 * np.ceil(np.percentile(doses, 5) / 5), 5, 100))
 
 
-def _measured(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None) -> dict:
+def _measured(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None, planes: int) -> dict:
     pairs = MeasuredPairs(
-        stores, 1, data.size, 1, weights=weights, full_dose_share=data.full_dose_share, **asdict(data.measured)
-    )
+        stores, 1, data.size, planes, weights=weights, full_dose_share=data.full_dose_share, depth=data.depth,
+        **asdict(data.measured),
+    )  # fmt: skip
     sources, targets, parts = [], [], []  # each target's part of its set's full dose
     for drawn, share in zip(pairs.sources, pairs.share, strict=True):
         if share == 0.0:
@@ -174,6 +177,8 @@ def _measured(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, fl
     full = [entry for entry, part in zip(targets, parts, strict=True) if part >= FULL_DOSE * highest]
     noisy = [entry.acquisition for entry in full if entry.name != NOISE_FREE] or [entry.acquisition for entry in full]
     source, target = ([entry.acquisition for entry in side] for side in (sources, targets))
+    thick = data.measured.averaged_slices
+    source = [averaged(entry, thick) for entry in source]
     return {
         "pixel_spacing": _around([entry.pixel_spacing for entry in source]),
         "slice_thickness": _around([entry.slice_thickness for entry in source]),
@@ -181,7 +186,7 @@ def _measured(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, fl
         "target": {
             "f50": _around([entry.f50 for entry in target]),
             "dose": [round(100.0 * part, 1) for part in (min(parts), highest)],
-            "thickness": None,
+            "thickness": _around([entry.slice_thickness for entry in target]) if thick > 1 else None,
         },
         "noise_at_full_dose": _measured_noise([replace(entry, noise=entry.noise * highest**0.5) for entry in noisy]),
     }

@@ -80,8 +80,11 @@ def fit(
         raise InputError(f"The store '{min(shared)}' would be trained and validated on: take one of them away.")
     _check_target(method, data)
     dataset = _dataset([*training_stores, *held_out_stores], method)
+    _check_slices(method, data, dataset)
     kind = data.measured if dataset is MeasuredPairs else data.simulated
     options = {"size": data.size, "planes": method.planes, "full_dose_share": data.full_dose_share, **asdict(kind)}
+    if dataset is MeasuredPairs:
+        options["depth"] = data.depth
     L.seed_everything(seed, workers=True, verbose=False)
     network = method.build()
     start = None if initial is None else _start_from(network, find_model(initial))
@@ -141,6 +144,21 @@ def _dataset(stores: Sequence[Path], method: Training) -> type[PairDataset] | ty
             f"Measured pairs have no noise-free image: the configuration's truth has to be target, not {method.truth}."
         )
     return MeasuredPairs
+
+
+def _check_slices(method: Training, data: DataConfig, dataset: type[Dataset]) -> None:
+    """Raise InputError where the crops' slices are not those that the method reads and makes."""
+    averaged = data.measured.averaged_slices
+    if method.ratio is None:
+        if data.depth > 1 or averaged > 1:
+            raise InputError("This method works on single slices: leave data.depth and averaged_slices at 1.")
+    elif dataset is not MeasuredPairs:
+        raise InputError("This method needs volumes: give stores of pairs (simulate STORE.zarr, import), not scenes.")
+    elif averaged != method.ratio or data.depth < 2:
+        raise InputError(
+            f"The network makes {method.ratio} slices of each: give data.measured.averaged_slices {method.ratio}, and "
+            f"a data.depth of 2 or more, not {averaged} and {data.depth}."
+        )
 
 
 def _start_from(network: nn.Module, model: Model) -> dict:

@@ -42,7 +42,14 @@ class ImageStage(TrainingStage):
 def truths(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a picture shows of the truth: images (b, rows, columns) in HU by title."""
     names = {"target": "target", "clean": "noise-free target"}
-    return {title: batch[name][:, 0] for name, title in names.items() if name in batch}
+    return {title: shown(batch[name]) for name, title in names.items() if name in batch}
+
+
+def shown(images: Tensor) -> Tensor:
+    """What a picture shows of (b, c, rows, columns) or (b, c, slices, rows, columns): the first channel, of a volume
+    the middle slice."""
+    first = images[:, 0]
+    return first if first.ndim == 3 else first[:, first.shape[1] // 2]
 
 
 class RegressionStage(ImageStage):
@@ -72,8 +79,8 @@ class RegressionStage(ImageStage):
         return {"loss": self.distance(error), "mse_hu2": error.detach().square().mean()}
 
     def pictures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        estimate = self.hu(self.image(batch))[:, 0]
-        return {"source": batch["planes"][:, 0], "estimate": estimate, **truths(batch)}
+        estimate = self.hu(self.image(batch))
+        return {"source": shown(batch["planes"]), "estimate": shown(estimate), **truths(batch)}
 
 
 def penalized(error: Tensor, penalty: str) -> Tensor:

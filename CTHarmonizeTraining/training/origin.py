@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import zarr
 
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.data.patient import SIMULATED
@@ -55,6 +58,17 @@ def check_test_data(trained: Mapping, ct: Path | None, phantom: Sequence[int] | 
         seen.append(ct.name)
     if seen:
         raise InputError(f"'{seen[0]}' was trained on: judge the model on other data.")
+
+
+def check_test_stores(trained: Mapping, stores: Sequence[Path] | None) -> None:
+    """Raise InputError where there are no ``stores`` to judge a model of volumes on, or where one shows what was
+    ``trained`` on."""
+    if not stores:
+        raise InputError("Give volumes, stores of pairs that were not trained on: a card states measured quality.")
+    for path in stores:
+        shown = zarr.open_group(os.fspath(path), mode="r").attrs.asdict()
+        if _source({"name": path.stem, **shown}) in trained["sources"]:
+            raise InputError(f"'{path.stem}' was trained on: judge the model on other data.")
 
 
 def _source(entry: Mapping) -> str:

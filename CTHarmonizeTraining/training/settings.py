@@ -31,14 +31,18 @@ class MeasuredOptions:
     """Of measured pairs: see :class:`~CTHarmonizeTraining.data.measured.MeasuredPairs`."""
 
     series: tuple[str, str] = ("*", "*")
+    averaged_slices: int = 1
+    body_share: float | None = None
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Crops of ``size`` pixels, read by ``workers`` processes; ``full_dose_share`` of the pairs lead from less than
-    full dose to full dose. What only one kind of store can choose stands under its name."""
+    """Crops of ``size`` pixels and, for methods of volumes, ``depth`` source slices, read by ``workers`` processes;
+    ``full_dose_share`` of the pairs lead from less than full dose to full dose. What only one kind of store can choose
+    stands under its name."""
 
     size: int = 64
+    depth: int = 1
     workers: int = 1
     full_dose_share: float = 0.6
     simulated: SimulatedOptions = field(default_factory=SimulatedOptions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import unittest
 from pathlib import Path
@@ -14,6 +15,7 @@ import slicer
 import vtk
 
 MODULE = Path(__file__).resolve().parents[2] / "CTHarmonize/CTHarmonize.py"
+sys.path[:0] = [str(MODULE.parents[1] / "Testing/lib")]
 TIMEOUT = 240.0  # only ever reached on failure or on a starved machine
 
 
@@ -161,6 +163,9 @@ def test_apply_gives_three_volumes_in_their_place(host, widget, volume):
     rigid.SetMatrixTransformToParent(matrix)
     volume.SetAndObserveTransformNodeID(rigid.GetID())
     smooth(widget)
+    assert ui.augmentCheckBox.enabled and not ui.standardDeviationSelector.enabled
+    ui.augmentCheckBox.checked = True
+    assert ui.standardDeviationSelector.enabled
     ui.applyButton.click()
     job = widget.panel.job
     assert ui.applyButton.text == "Cancel" and ui.progressBar.visible and not ui.targetCollapsibleButton.enabled
@@ -175,7 +180,7 @@ def test_apply_gives_three_volumes_in_their_place(host, widget, volume):
     phantom.checkResult(unittest.TestCase(), job, volume)
     names = [node.GetName() for node in (job.harmonizedVolume, job.meanVolume, job.standardDeviationVolume)]
     stem = "CT phantom harmonized (smooth)"
-    assert names == [stem, f"{stem} mean", f"{stem} standard deviation"]
+    assert names == [stem, f"{stem} mean", f"{stem} augmentation spread"]
     assert job.harmonizedVolume.GetParentTransformNode() is rigid
     assert slicer.util.arrayFromVolume(job.harmonizedVolume).dtype == np.int16
     assert slicer.util.arrayFromVolume(job.standardDeviationVolume).dtype == np.float32
@@ -191,6 +196,16 @@ def test_apply_gives_three_volumes_in_their_place(host, widget, volume):
     assert kept.GetAttribute("CTHarmonize.method") == "mtf-filter" and kept.GetAttribute("CTHarmonize.seed") == "0"
     assert kept.GetAttribute("CTHarmonize.target") == "smooth"
     assert not job.folder.path.exists()
+
+
+def test_a_method_without_samples_has_no_deviation(host, widget, volume):
+    smooth(widget)
+    widget.ui.applyButton.click()
+    job = widget.panel.job
+    finish(host, widget, job)
+    assert job.standardDeviationVolume is None and widget.ui.standardDeviationSelector.currentNode() is None
+    assert slicer.mrmlScene.GetFirstNodeByName("CT phantom harmonized (smooth) standard deviation") is None
+    assert job.report["standard_deviation"] is None
 
 
 def test_a_second_run_updates_in_place_and_another_input_does_not(host, widget, volume):
@@ -293,6 +308,26 @@ def test_what_the_method_cannot_set_is_disabled_with_the_reason(host, widget, vo
     assert not ui.samplesSpinBox.enabled and "draws no samples" in ui.samplesSpinBox.toolTip
     assert ui.targetKernelComboBox.enabled and "f50" in ui.targetKernelComboBox.toolTip
     assert widget.panel.request()["targetDose"] is None
+
+
+def test_a_new_method_is_one_class_in_one_module(host, widget, volume, monkeypatch):
+    """Nothing but the module that holds it: the panel offers it, asks for its packages, and the request names it."""
+    import made_up_method
+
+    made_up_method.install(monkeypatch)
+    widget.panel.findModels()
+    widget.panel.refresh()
+    ui = widget.ui
+    choose(ui.methodComboBox, "made-up")
+    assert ui.methodComboBox.currentText == "Made up" and "one class" in ui.methodComboBox.toolTip
+    assert ui.targetDoseSlider.enabled and not ui.targetKernelComboBox.enabled
+    request = widget.panel.request()
+    assert request["method"] == "made-up" and request["targetDose"] == 100 and request["targetKernel"] is None
+    host.answerNext(qt.QMessageBox.Cancel)
+    ui.applyButton.click()
+    assert widget.panel.job is None
+    assert "made-up-package" in host.dialogs[-1].text and "made-up terms" in host.dialogs[-1].text
+    assert "made-up-package" in ui.messageLabel.text and "was not installed" in ui.messageLabel.text
 
 
 def test_kernel_by_number(host, widget, volume):

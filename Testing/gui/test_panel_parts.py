@@ -221,7 +221,7 @@ def test_worker_finds_its_library_first():
 
 class FakeInstaller:
     def __init__(self, *present, works=True, problem=None):
-        self.present, self.works, self.problem, self.asked = set(present), works, problem, []
+        self.present, self.works, self.problem, self.asked, self.terms = set(present), works, problem, [], []
 
     def has(self, package):
         return package in self.present
@@ -229,12 +229,14 @@ class FakeInstaller:
     def installTorch(self):
         self.install("torch")
 
-    def install(self, requirement):
+    def install(self, requirement, terms=""):
         self.asked.append(requirement)
+        self.terms.append(terms)
         if self.problem:
             raise self.problem
         if self.works:
-            self.present.add(requirement.split(">")[0])
+            name = requirement.split(">")[0]
+            self.present.add({"scikit-image": "skimage"}.get(name, name))
 
 
 def test_dependencies_are_installed_only_where_missing():
@@ -245,6 +247,20 @@ def test_dependencies_are_installed_only_where_missing():
     dependencies.ensure(installer)
     assert installer.asked == ["torch", dependencies.SAFETENSORS_REQUIREMENT]
     assert "torch" not in dependencies.SAFETENSORS_REQUIREMENT
+
+
+def test_a_methods_packages_are_installed_after_the_others():
+    from CTHarmonizeLib.methods import available
+
+    methods = available()
+    installer = FakeInstaller("torch", "safetensors")
+    for _ in range(2):
+        dependencies.ensure(installer, methods["nlm"].packages)
+    assert installer.asked == ["scikit-image"] and installer.terms == [""]
+    dependencies.ensure(installer, packages=methods["bm3d"].packages)
+    assert installer.asked[1:] == ["bm3d>=4.0.3"] and "non-commercial" in installer.terms[1]
+    with pytest.raises(CannotRunError, match="'scikit-image' is needed and was not installed"):
+        dependencies.ensure(FakeInstaller("torch", "safetensors", works=False), methods["tv"].packages)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +285,17 @@ def test_slicer_installer_asks_slicer(host, monkeypatch):
         installer.installTorch()
     installer.install("not-yet-there>=0.4")
     assert "not-yet-there>=0.4" in str(host.app.installRequests)
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_terms_are_named_before_anything_is_installed(host, agrees):
+    import qt
+
+    host.answerNext(qt.QMessageBox.Ok if agrees else qt.QMessageBox.Cancel)
+    dependencies.SlicerInstaller().install("restricted>=1", "for non-commercial use only")
+    (shown,) = host.dialogs
+    assert "restricted>=1" in shown.text and "for non-commercial use only" in shown.text
+    assert ("restricted>=1" in str(host.app.installRequests)) == agrees
 
 
 class FakeDetection:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import made_up_method
 import numpy as np
 import pytest
 import SimpleITK
@@ -23,7 +24,8 @@ from CTHarmonizeLib.ct.io import read_volume, write_nrrd
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.report import hu_statistics
 
-RESULTS = {"harmonized.nrrd", "mean.nrrd", "standard_deviation.nrrd", "result.json"}
+RESULTS = {"harmonized.nrrd", "mean.nrrd", "result.json"}
+"""Of a method without samples."""
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(CTHarmonizeLib.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
 
 
@@ -52,13 +54,12 @@ def test_mtf_filter(scan, tmp_path, capsys):
     assert names(tmp_path / "out") == RESULTS
     assert str(tmp_path / "out" / "mean.nrrd") in capsys.readouterr().out
     source = SimpleITK.ReadImage(scan)
-    for name, pixel in (("harmonized", "int16"), ("mean", "int16"), ("standard_deviation", "float32")):
+    for name in ("harmonized", "mean"):
         image = SimpleITK.ReadImage(str(tmp_path / "out" / f"{name}.nrrd"))
-        assert SimpleITK.GetArrayFromImage(image).dtype == pixel
+        assert SimpleITK.GetArrayFromImage(image).dtype == np.int16
         np.testing.assert_allclose(image.GetOrigin(), source.GetOrigin(), atol=1e-6)
         np.testing.assert_allclose(image.GetSpacing(), source.GetSpacing(), atol=1e-6)
         np.testing.assert_allclose(image.GetDirection(), source.GetDirection(), atol=1e-6)
-    assert SimpleITK.GetArrayFromImage(image).max() == 0.0
     report = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
     assert report["method"] == "mtf-filter" and report["model"] is None
     assert report["target"]["acquisition"]["f50"] == pytest.approx(2.8)
@@ -239,7 +240,7 @@ def test_older_results_stay_when_writing_fails(scan, tmp_path, capsys, monkeypat
     capsys.readouterr()
 
     def full(volume, path, *arguments):
-        if "deviation" in path.name:
+        if "mean" in path.name:
             raise OSError(28, "No space left on device")
         return write_nrrd(volume, path, *arguments)
 
@@ -276,6 +277,27 @@ def test_models(shared, capsys, monkeypatch):
     assert {"ctflow", "mtf-filter"} <= {method["name"] for method in listed["methods"]}
     assert "Test model" in [model["card"]["name"] for model in listed["models"]]
     assert listed["unusable"] == []
+
+
+def test_a_new_method_is_one_class_in_one_module(scan, tmp_path, capsys, monkeypatch):
+    made_up_method.install(monkeypatch, packages="()")
+    assert cli.main(["models"]) == 0
+    assert "made-up: A method for tests, one class in one module. Sets dose." in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert cli.main(["harmonize", scan, "-o", str(out), "--method", "made-up", "--dose", "100"]) == 0
+    tissue = (slice(None), slice(60, 70), slice(60, 70))
+    difference = read_volume(out / "mean.nrrd").hu[tissue].astype(int) - read_volume(scan).hu[tissue]
+    assert (difference == 7).all()
+
+
+def test_a_missing_package_is_one_sentence(scan, tmp_path, capsys, monkeypatch):
+    made_up_method.install(monkeypatch)
+    out = tmp_path / "out"
+    assert cli.main(["harmonize", scan, "-o", str(out), "--method", "made-up", "--dose", "100"]) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "made-up-package (on made-up terms)" in error
+    assert 'run pip install "made-up-package"' in error
+    assert not out.exists()
 
 
 def test_models_tells_whether_the_deviation_is_calibrated(tmp_path, capsys, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import CTHarmonizeLib
+from CTHarmonizeLib.methods import available
 
 PACKAGE = Path(CTHarmonizeLib.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -32,7 +33,17 @@ def imported(path: Path) -> set[str]:
 def test_imports_are_those_that_slicer_has(path):
     names = imported(path)
     assert not names & SLICER
-    assert names <= ALLOWED | set(sys.stdlib_module_names)
+    assert names <= ALLOWED | optional(path) | set(sys.stdlib_module_names)
+
+
+def optional(path: Path) -> set[str]:
+    """Packages that the methods in the file declare."""
+    return {
+        package.module
+        for method in available().values()
+        if Path(sys.modules[method.__module__].__file__) == path
+        for package in method.packages
+    }
 
 
 def loaded_after(code: str) -> set[str]:
@@ -60,7 +71,9 @@ def test_the_package_itself_imports_no_library():
     ],
 )
 def test_no_torch_until_a_model_runs(code):
-    assert "torch" not in loaded_after(code)
+    packages = {package.module for method in available().values() for package in method.packages}
+    assert "skimage" in packages
+    assert not loaded_after(code) & {"torch", *packages}
 
 
 def test_describe_imports_no_torch(tmp_path):

@@ -44,17 +44,17 @@ def evaluation(folder: Path, method: str, own: list[dict[str, float]], **changes
         "pairs": [pair(*names, errors) for names, errors in zip(kernels, own, strict=True)],
         **changes,
     }  # fmt: skip
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return folder
 
 
 def test_rows_and_values_are_those_of_the_evaluations(tmp_path: Path) -> None:
     samples = [{"encoder": 11.0, "sample": 14.0, "mean": 10.0}, {"encoder": 13.0, "sample": 16.0, "mean": 12.0}]
-    flow = evaluation(tmp_path / "a", "ctflow", samples)
-    bands = evaluation(tmp_path / "b", "band-normalization", [{"encoder": 18.0}, {"encoder": 11.0}])
-    plain = evaluation(tmp_path / "c", "unet", [{"encoder": 17.0}, {"encoder": 10.0}])
-    table = compare(tmp_path / "out", [flow, bands, plain]).set_index("method")
+    evaluation(tmp_path / "in" / "a", "ctflow", samples)
+    evaluation(tmp_path / "in" / "b", "band-normalization", [{"encoder": 18.0}, {"encoder": 11.0}])
+    evaluation(tmp_path / "in" / "c", "unet", [{"encoder": 17.0}, {"encoder": 10.0}])
+    table = compare(tmp_path / "out", tmp_path / "in").set_index("method")
     assert list(table.index) == [
         "input", "mtf-filter", "ctflow, one sample", "ctflow, mean", "band-normalization", "unet",
     ]  # fmt: skip
@@ -72,20 +72,19 @@ def test_rows_and_values_are_those_of_the_evaluations(tmp_path: Path) -> None:
 
 
 def test_several_models_of_a_method_are_told_apart(tmp_path: Path) -> None:
-    folders = [
-        evaluation(tmp_path / name, "unet", [{"encoder": 17.0}] * 2, model={"name": name, "version": "1"})
-        for name in ("small", "large")
-    ]
-    assert "unet (small 1)" in list(compare(tmp_path / "out", folders)["method"])
+    for name in ("small", "large"):
+        evaluation(tmp_path / "in" / name, "unet", [{"encoder": 17.0}] * 2, model={"name": name, "version": "1"})
+    assert "unet (small 1)" in list(compare(tmp_path / "out", tmp_path / "in")["method"])
 
 
 def test_other_scans_are_refused(tmp_path: Path) -> None:
-    one = evaluation(tmp_path / "a", "unet", [{"encoder": 17.0}] * 2)
-    other = evaluation(tmp_path / "b", "srresnet", [{"encoder": 17.0}] * 2, data={"name": "head", "slices": [1]})
+    with pytest.raises(InputError, match="holds no folders"):
+        compare(tmp_path / "out", tmp_path / "in")
+    evaluation(tmp_path / "in" / "a", "unet", [{"encoder": 17.0}] * 2)
+    other = evaluation(tmp_path / "in" / "b", "srresnet", [{"encoder": 17.0}] * 2, data={"name": "head", "slices": [1]})
     with pytest.raises(InputError, match=r"other scans than .*\(data\)"):
-        compare(tmp_path / "out", [one, other])
-    with pytest.raises(InputError, match="cannot be read"):
-        compare(tmp_path / "out", [tmp_path / "nowhere"])
-    (tmp_path / "list.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(InputError, match="holds no results"):
-        compare(tmp_path / "out", [tmp_path / "list.json"])
+        compare(tmp_path / "out", tmp_path / "in")
+    for text, words in (("{", "cannot be read"), ("[]", "holds no results")):
+        (other / "results.json").write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=words):
+            compare(tmp_path / "out", tmp_path / "in")

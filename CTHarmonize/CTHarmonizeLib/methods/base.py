@@ -14,20 +14,34 @@ panel can list the methods before torch is installed.
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from CTHarmonizeLib.ct.acquisition import Acquisition
-from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.errors import CannotRunError, InputError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from CTHarmonizeLib.ct.volume import Volume
     from CTHarmonizeLib.models import Model
 
 PLAUSIBLE_HU = (-2000.0, 5000.0)
 """HU beyond which no voxel of a harmonized CT can lie."""
+
+
+class Package(NamedTuple):
+    """A Python package that a method needs beside what every installation has.
+
+    ``requirement``: for pip; ``module``: what is imported; ``terms``: what its user must agree to, for people, where
+    its licence restricts the use.
+    """
+
+    requirement: str
+    module: str
+    terms: str = ""
 
 
 class Method(ABC):
@@ -35,7 +49,8 @@ class Method(ABC):
 
     Class attributes: ``name`` (command line, cards), ``title`` and ``summary`` (one sentence) for people,
     ``stochastic`` (draws samples), ``needs_model`` (has weights), ``target_fields`` (what of the target it can
-    set: of ``kernel``, ``dose``, ``thickness``), ``makes_truth`` (its only target is the noise-free truth).
+    set: of ``kernel``, ``dose``, ``thickness``), ``makes_truth`` (its only target is the noise-free truth),
+    ``packages`` (optional ones that it needs).
     Instance attributes, which a method may set in ``__init__``: ``window`` (HU outside of which voxels pass
     through), ``halo`` (pixels of context that a tile needs on each side), ``multiple`` (a tile's sides and
     corner are multiples of it; each latent's stride divides it), ``anchor_mm`` (sigma of the Gaussian whose
@@ -52,6 +67,7 @@ class Method(ABC):
     needs_model: ClassVar[bool] = True
     target_fields: ClassVar[frozenset[str]] = frozenset()
     makes_truth: ClassVar[bool] = False
+    packages: ClassVar[tuple[Package, ...]] = ()
 
     window: tuple[float, float] = (-1100.0, float("inf"))
     halo: int = 0
@@ -78,6 +94,26 @@ class Method(ABC):
     def slices_made(cls, card: dict | None) -> int:
         """How many slices a model with this ``card`` makes of each source slice, between the same outer faces."""
         return 1
+
+    @classmethod
+    def check_packages(cls) -> None:
+        """Raises CannotRunError, with what to install, where one of ``packages`` is missing. Imports none."""
+        missing = [package for package in cls.packages if importlib.util.find_spec(package.module) is None]
+        if missing:
+            names = " and ".join(package.requirement for package in missing)
+            quoted = " ".join(f'"{package.requirement}"' for package in missing)
+            terms = "".join(f" ({package.terms})" for package in missing if package.terms)
+            raise CannotRunError(
+                f"The method {cls.name} needs the Python package {names}{terms}, which is not installed here: "
+                f"run pip install {quoted}, or choose another method."
+            )
+
+    def survey(self, volume: Volume, source: Acquisition, target: Acquisition) -> None:  # noqa: B027
+        """Look at the whole volume, once, before its first slice is prepared: for what one slice cannot tell.
+
+        The engine gives the same volume for a region of it, so that what is found here is the same. What later
+        calls need, a method keeps in itself; most need nothing.
+        """
 
     def prepare(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
         """Planes (b, c, rows, columns) that need whole slices, such as Fourier filters.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.errors import InputError
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from CTHarmonizeLib.models import Model
+
+LARGEST_CORRECTION = 1000.0
+"""A sample that lies further than this from the estimate, in HU, is implausible."""
 
 
 class LearnedMethod(Method):
@@ -54,6 +57,31 @@ class LearnedMethod(Method):
         return to_unit(planes, self.window), acquisition
 
 
+class FlowMethod(LearnedMethod):
+    """A conditional flow: ``network.encode(planes, acquisition)`` is an encoding of what no sample changes, and
+    ``network.inverse(latents, encoding)`` an image (b, 1, h, w) in [0, 1], with latents as ``network.latent_shapes``.
+    """
+
+    stochastic: ClassVar[bool] = True
+
+    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Any:
+        """States of all layers for a tile."""
+        return self.network.encode(*self.inputs(planes, source, target))
+
+    def latent_shapes(self, rows: int, columns: int) -> list[tuple[int, int, int]]:
+        return self.network.latent_shapes(rows, columns)
+
+    def sample(self, state: Any, latents: list[Tensor]) -> Tensor:
+        import torch
+
+        drawn = [self.network.inverse(one, state) for one in zip(*latents, strict=True)]
+        return to_hu(torch.stack(drawn), self.window)[:, :, 0]
+
+    def implausible(self, samples: Tensor, state: Any) -> Tensor:
+        far = (samples - self.estimate(state)).abs() <= LARGEST_CORRECTION
+        return super().implausible(samples, state) | ~far
+
+
 class ImageMethod(LearnedMethod):
     """A network that makes one image of each slice: ``network(planes, acquisition)`` is (b, 1, h, w) in [0, 1].
 
@@ -80,3 +108,34 @@ class ImageMethod(LearnedMethod):
     def _image(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
         """(b, h, w) in HU."""
         return to_hu(self.network(*self.inputs(planes, source, target)), self.window)[:, 0]
+
+
+class VolumeMethod(LearnedMethod):
+    """A network that makes thin slices of thick ones: ``network(planes, acquisition)`` is (1, 1, d * ratio, h, w) in
+    [0, 1] of planes (1, p, d, h, w). Its ``config`` says how far it sees: ``context`` slices, ``halo`` pixels."""
+
+    target_fields: ClassVar[frozenset[str]] = frozenset({"kernel", "dose", "thickness"})
+
+    usual_ratio: ClassVar[int]
+    """Of a card whose network does not say it."""
+
+    def __init__(self, model: Model | None, device: torch.device, precision: torch.dtype) -> None:
+        super().__init__(model, device, precision)
+        # what the network depends on is known, so nothing need be measured
+        self.context, self.halo = self.network.config.context, self.network.config.halo
+
+    @classmethod
+    def slices_made(cls, card: dict | None) -> int:
+        ratio = cls.usual_ratio if card is None else card["network"].get("ratio", cls.usual_ratio)
+        return ratio if isinstance(ratio, int) and ratio > 0 else 1  # the network refuses others when it is built
+
+    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+        planes, acquisition = self.inputs(planes.transpose(0, 1)[None], source, target)
+        return to_hu(self.network(planes, acquisition), self.window)[0, 0]
+
+    def estimate(self, state: Tensor) -> Tensor:
+        return state
+
+    def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
+        seen = slices + 2 * self.context
+        return self.factor * seen * rows * columns * (self.precision.itemsize * self.network.widest + 64)

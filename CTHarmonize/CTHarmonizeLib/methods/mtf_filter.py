@@ -6,6 +6,7 @@ is multiplied by M_t / M_s. Noise goes through the same filter, so the dose cann
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -44,8 +45,16 @@ def wiener_ratio(
 
 
 def apply_filter(slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
-    """Whole ``slices`` (b, rows, columns), float32 HU, taken from the source's MTF to the target's.
+    """Whole ``slices`` (b, rows, columns), float32 HU, taken from the source's MTF to the target's."""
+    return filter_slices(
+        slices, lambda shape: wiener_ratio(source.mtf(), target.mtf(), shape, source.pixel_spacing)
+    )
 
+
+def filter_slices(slices: Tensor, gain: Callable[[tuple[int, int]], np.ndarray]) -> Tensor:
+    """Whole ``slices`` (b, rows, columns), float32 HU, with their spectra multiplied by a gain.
+
+    ``gain``: from (rows, columns) to the gain for the half spectrum of ``numpy.fft.rfft2`` of an image of that shape.
     Borders are reflected before the Fourier transform, so that opposite sides do not mix.
     """
     import torch
@@ -54,9 +63,8 @@ def apply_filter(slices: Tensor, source: Acquisition, target: Acquisition) -> Te
 
     padded, inner = reflected(slices)
     shape = tuple(padded.shape[-2:])
-    gain = wiener_ratio(source.mtf(), target.mtf(), shape, source.pixel_spacing)
-    gain = torch.from_numpy(gain.astype(np.float32)).to(slices.device)
-    filtered = torch.fft.irfft2(torch.fft.rfft2(padded) * gain, s=shape)
+    factor = torch.from_numpy(gain(shape).astype(np.float32)).to(slices.device)
+    filtered = torch.fft.irfft2(torch.fft.rfft2(padded) * factor, s=shape)
     return filtered[inner]
 
 

@@ -32,7 +32,7 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        scale, shift = self.linear(embedding)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
+        scale, shift = self.linear(embedding).to(x.dtype).view(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
         return x * (1 + scale) + shift
 
 

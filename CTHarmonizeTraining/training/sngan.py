@@ -1,0 +1,92 @@
+"""Training of the 3D spectral-norm GAN (Wei et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
+
+from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
+from CTHarmonizeTraining.training.adversarial import AdversarialStage, Game
+from CTHarmonizeTraining.training.base import StageConfig, TrainingStage
+from CTHarmonizeTraining.training.cnn3d import VolumeTraining
+from CTHarmonizeTraining.training.image import RegressionStage
+
+
+@dataclass(frozen=True)
+class VolumeCriticConfig:
+    """Size of a :class:`VolumeCritic`; the defaults are the paper's: eight convolutions of 64 to 512 filters, then a
+    hidden layer of 512. ``told``: whether it is told of the acquisitions, which a model of several doses needs."""
+
+    widths: tuple[int, ...] = (64, 64, 128, 128, 256, 256, 512, 512)
+    hidden: int = 512
+    told: bool = False
+
+
+class VolumeCritic(nn.Module):
+    """Spectrally normalised 3^3 convolutions with leaky ReLU, average pooling to 4^3, two normalised dense layers.
+
+    Every second convolution has a stride: the first of them (1, 2, 2), as slices are few, the later 2. So the paper's
+    32 x 64 x 64 voxels become 4^3 without any pooling; the paper's figure leaves open which ones stride.
+    """
+
+    GRID = 4
+
+    def __init__(self, config: VolumeCriticConfig, conditions: int) -> None:
+        super().__init__()
+        widths = (1, *config.widths)
+        strides = [1 if number % 2 == 0 else (1, 2, 2) if number == 1 else 2 for number in range(len(config.widths))]
+        self.convolutions = nn.ModuleList(
+            spectral_norm(nn.Conv3d(one, other, 3, stride, 1))
+            for one, other, stride in zip(widths, widths[1:], strides, strict=False)
+        )
+        told = conditions if config.told else 0
+        self.embedding = acquisition_embedding(told)
+        self.modulations = nn.ModuleList(Modulation(EMBEDDING, width) for width in (config.widths if told else ()))
+        self.dense = spectral_norm(nn.Linear(config.widths[-1] * self.GRID**3, config.hidden))
+        self.last = spectral_norm(nn.Linear(config.hidden, 1))
+
+    def forward(self, image: Tensor, planes: Tensor, acquisition: Tensor) -> Tensor:
+        """Verdicts (b,) on images (b, 1, d, h, w)."""
+        x, told = image, embedded(self.embedding, acquisition)
+        with parametrize.cached():
+            with torch.autocast(x.device.type, enabled=False):  # norms are found in float32, and then used in any type
+                for layer in (*self.convolutions, self.dense, self.last):
+                    layer.weight  # noqa: B018
+            for number, convolution in enumerate(self.convolutions):
+                x = convolution(x)
+                if told is not None:
+                    x = self.modulations[number](x, told)
+                x = F.leaky_relu(x, 0.2)
+            x = F.adaptive_avg_pool3d(x, self.GRID).flatten(1)
+            return self.last(F.leaky_relu(self.dense(x), 0.2))[:, 0]
+
+
+@dataclass(kw_only=True)
+class SNGANTraining(VolumeTraining):
+    """First by the absolute error alone (``regression``, which the paper does not have; may be left out), then
+    ``adversarial`` against a ``critic`` by hinge loss."""
+
+    method: ClassVar[str] = "sngan"
+
+    adversarial: StageConfig
+    regression: StageConfig | None = None
+    critic: VolumeCriticConfig = VolumeCriticConfig()
+    game: Game = Game(kind="hinge")
+    penalty: Literal["l1", "mse"] = "l1"
+
+    def stages(self) -> dict[str, StageConfig]:
+        stages = {"regression": self.regression, "adversarial": self.adversarial}
+        return {name: stage for name, stage in stages.items() if stage is not None and stage.iterations}
+
+    def stage(self, name: str, network: nn.Module) -> TrainingStage:
+        if name == "regression":
+            return RegressionStage(network, self.regression, self.intensity_window, self.truth, self.penalty)
+        critic = VolumeCritic(self.critic, self.network.conditions).to(memory_format=torch.channels_last_3d)
+        settings = self.adversarial, self.intensity_window, self.truth, critic, self.game, self.penalty
+        return AdversarialStage(network, *settings)
