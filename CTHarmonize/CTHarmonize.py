@@ -51,6 +51,7 @@ class CTHarmonizeParameterNode:
     harmonizedVolume, meanVolume, standardDeviationVolume - outputs; none: new ones are made.
     temperature - 0: the model's default.
     coherence - mm; 0: off.
+    augment - of a method without samples, its spread under turns and flips.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -68,6 +69,7 @@ class CTHarmonizeParameterNode:
     seed: Annotated[int, WithinRange(0, 2147483647)] = 0
     device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
     coherence: Annotated[float, WithinRange(0, 20)] = 0
+    augment: bool = False
 
 
 class CTHarmonizeWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):

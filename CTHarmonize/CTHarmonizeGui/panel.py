@@ -201,6 +201,11 @@ class Panel(VTKObservationMixin):
                        ui.seedLabel, ui.seedSpinBox, ui.coherenceLabel, ui.coherenceSpinBox):
             _enable(widget, bool(method and method.stochastic),
                     _("This method draws no samples: its one result is always the same."))
+        _enable(ui.augmentCheckBox, bool(method and not method.stochastic),
+                _("This method draws samples: its standard deviation says more."))
+        for widget in (ui.standardDeviationLabel, ui.standardDeviationSelector):
+            _enable(widget, bool(method and (method.stochastic or ui.augmentCheckBox.checked)),
+                    _("This method draws no samples: it has no standard deviation."))
         ui.targetDoseSlider.minimum, ui.targetDoseSlider.maximum = choices.doseRange(model)
         if self._parameters:
             self._targetKernel.show(
@@ -331,6 +336,7 @@ class Panel(VTKObservationMixin):
             "sourceKernel": parameters.sourceKernel or None,
             "sourceDose": parameters.sourceDose or None,
             "coherence": parameters.coherence if self._method.stochastic else 0.0,
+            "augment": parameters.augment and not self._method.stochastic,
             **{name: getattr(parameters, name) for name in _OUTPUT_SELECTORS},
         }
 

@@ -38,6 +38,7 @@ class MeasuredPairs(Dataset):
     ``series`` (source, target), patterns such as ``("low*", "full*")``, limits them by name. ``full_dose_share`` of
     the pairs have a target at the set's full dose and a source at less, the others any dose. ``weights`` says by name
     how often a store is drawn; the others count the slices at which a crop that lies in the body begins.
+    ``body_share``: least share of body in a crop, :data:`BODY_SHARE` where None.
 
     With ``averaged_slices`` above 1 the source's slices are thick, means of so many: ``planes`` are (p, depth, size,
     size) and ``target`` is (1, depth * averaged_slices, size, size).
@@ -55,18 +56,22 @@ class MeasuredPairs(Dataset):
         full_dose_share: float = 0.6,
         depth: int = 1,
         averaged_slices: int = 1,
+        body_share: float | None = None,
     ) -> None:
         if depth < 1 or averaged_slices < 1:
             raise InputError(f"A crop needs a slice or more, not {min(depth, averaged_slices)}.")
         self.length, self.size, self.planes, self.seed = length, size, planes, seed
         self.full_dose_share, self.depth, self.averaged = full_dose_share, depth, averaged_slices
         slices = depth * averaged_slices
+        self.margin = FILTER_MARGIN if planes > 1 else 0
+        share_of_body = BODY_SHARE if body_share is None else body_share
         self.sources: list[_Source] = []
         share: list[float] = []
         opened = [PatientStore(path) for path in stores]
         given = weights_of([store.path for store in opened], weights)
         for store in opened:
-            sources = [source for entry in store.sets if (source := _Source(entry, size, slices, series)).usable]
+            found = [_Source(entry, size, slices, series, share_of_body, self.margin) for entry in store.sets]
+            sources = [source for source in found if source.usable]
             counts = np.array([len(source.slices) for source in sources], dtype=float)
             weight = given.get(store.path.stem)
             share.extend(counts if weight is None else weight * counts / max(counts.sum(), 1.0))
@@ -87,7 +92,7 @@ class MeasuredPairs(Dataset):
         pairs = drawn.upward if rng.random() < self.full_dose_share else drawn.pairs
         source, target = pairs[rng.integers(len(pairs))]
         number, row, column = drawn.place(rng)
-        size, margin = self.size, FILTER_MARGIN
+        size, margin = self.size, self.margin
         inside = slice(row - margin, row + size + margin), slice(column - margin, column + size + margin)
         window = slice(number, number + self.depth * self.averaged), *inside
         # (slices, rows, columns), HU
@@ -99,7 +104,7 @@ class MeasuredPairs(Dataset):
         if self.averaged > 1:
             seen = seen.unflatten(0, (-1, self.averaged)).mean(1).round()
             told[0] = averaged(told[0], self.averaged)
-        inner = (..., slice(margin, -margin), slice(margin, -margin))
+        inner = (..., slice(margin, margin + size), slice(margin, margin + size))
         turned = turner(rng)
         planes, target = source_planes(seen, *told, self.planes).transpose(0, 1), wanted[None]
         if len(wanted) == 1:
@@ -123,7 +128,9 @@ class _Source:
     """A matched set, the (source, target) pairs that may be drawn from it, and its ``slices`` at which there is
     room for a crop."""
 
-    def __init__(self, entry: MatchedSet, size: int, depth: int, series: tuple[str, str]) -> None:
+    def __init__(
+        self, entry: MatchedSet, size: int, depth: int, series: tuple[str, str], body_share: float, margin: int
+    ) -> None:
         self.set = entry
         names = [reconstruction.name for reconstruction in entry.reconstructions]
         dose = np.array([reconstruction.dose for reconstruction in entry.reconstructions])
@@ -135,7 +142,7 @@ class _Source:
         ]
         full = dose >= FULL_DOSE * dose.max()
         self.upward = [pair for pair in self.pairs if full[pair[1]] and not full[pair[0]]] or self.pairs
-        self.windows = entry.body_windows(size, BODY_SHARE, FILTER_MARGIN, depth)
+        self.windows = entry.body_windows(size, body_share, margin, depth)
         self.slices = np.flatnonzero(self.windows.any((1, 2)))
         self.usable = bool(self.pairs) and len(self.slices) > 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +49,14 @@ def lodopab(root: Path) -> Iterator[Patient]:
     A patient's images become the slices of an anatomy; they are no neighbours, so simulate them slice by slice.
     Observations go to ``observations/NAME.zarr``, in the order of the slices, for methods that read projections.
     """
+    yield from lodopab_patients(root, ".nrrd", _write_lodopab)
+
+
+def lodopab_patients(
+    root: Path, suffix: str, write: Callable[[str, Sequence[tuple[Path, int]], Path], list[str]]
+) -> Iterator[Patient]:
+    """Patients of LoDoPaB-CT, each written by ``write(name, places, path)``; a place is a file of ground truth and the
+    number of an image in it."""
     files = {}
     for path in sorted(root.rglob("ground_truth_*.hdf5")):
         if named := _GROUND_TRUTH.fullmatch(path.name):
@@ -62,7 +70,7 @@ def lodopab(root: Path) -> Iterator[Patient]:
             try:
                 count = _count(path)
             except InputError as error:
-                yield Patient.refused(path.stem, ".nrrd", str(error))
+                yield Patient.refused(path.stem, suffix, str(error))
                 continue
             for index in range(count):
                 place = 128 * number + index
@@ -72,7 +80,7 @@ def lodopab(root: Path) -> Iterator[Patient]:
                     images.setdefault(patients[place], []).append((path, index))
         for patient, places in sorted(images.items()):
             name = f"LoDoPaB-{part}-{patient:04d}"
-            yield Patient(name, ".nrrd", partial(_write_lodopab, name, places), part)
+            yield Patient(name, suffix, partial(write, name, places), part)
 
 
 def luna(root: Path) -> Iterator[Patient]:
@@ -115,21 +123,16 @@ def _write_observations(places: Sequence[tuple[Path, int]], path: Path) -> list[
     """Write the observations of ``places`` to ``path``; returns the names of files that are missing, or nothing."""
     import zarr
 
-    files = [file.with_name(file.name.replace("ground_truth", "observation")) for file, _ in places]
-    # archives unpacked side by side give each kind its own folder
-    files = [
-        file if file.exists() else Path(str(file.parent).replace("ground_truth", "observation"), file.name)
-        for file in files
-    ]
+    files = [observation_file(file) for file, _ in places]
     missing = sorted({file.name for file in files if not file.exists()})
     if missing:
         return missing
-    first = _read(files[0], places[0][1])
+    first = read_image(files[0], places[0][1])
     array = zarr.open_group(os.fspath(path), mode="w", attributes={"mu_max": MU_MAX}).create_array(
         "observation", shape=(len(places), *first.shape), chunks=(1, *first.shape), dtype="float32"
     )
     for number, (file, (_, index)) in enumerate(zip(files, places, strict=True)):
-        array[number] = _read(file, index)
+        array[number] = read_image(file, index)
     return []
 
 
@@ -150,7 +153,17 @@ def _count(path: Path) -> int:
         raise InputError(f"'{path.name}' cannot be read: it is damaged, or holds no data set 'data'.") from error
 
 
-def _read(path: Path, index: int) -> np.ndarray:
+def observation_file(truth: Path) -> Path:
+    """The file of the observations of a file of ground truth, whether or not it exists."""
+    beside = truth.with_name(truth.name.replace("ground_truth", "observation"))
+    if beside.exists():
+        return beside
+    # archives unpacked side by side give each kind its own folder
+    return Path(str(truth.parent).replace("ground_truth", "observation"), beside.name)
+
+
+def read_image(path: Path, index: int) -> np.ndarray:
+    """Image, or observation, ``index`` of a file as it is stored. Raises InputError."""
     import h5py
 
     try:
@@ -162,5 +175,5 @@ def _read(path: Path, index: int) -> np.ndarray:
 
 def _image(path: Path, index: int) -> np.ndarray | None:
     """HU of an image; None where the file's last places were left empty."""
-    image = _read(path, index)
+    image = read_image(path, index)
     return lodopab_hu(image) if image.any() else None

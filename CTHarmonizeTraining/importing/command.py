@@ -13,18 +13,23 @@ from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.data.splits import SPLITS, Splits
 from CTHarmonizeTraining.importing.anatomy import lodopab, luna
 from CTHarmonizeTraining.importing.dicom import folders, mayo
+from CTHarmonizeTraining.importing.observations import lodopab_pairs
 from CTHarmonizeTraining.importing.patient import Patient
 
-LAYOUTS = {"mayo": mayo, "folders": folders, "lodopab": lodopab, "luna": luna}
+LAYOUTS = {"mayo": mayo, "folders": folders, "lodopab": lodopab, "lodopab-pairs": lodopab_pairs, "luna": luna}
 
 
 def import_collection(
-    layout: Literal["mayo", "folders", "lodopab", "luna"], input: Path, output: Path, seed: int | None = None
+    layout: Literal["mayo", "folders", "lodopab", "lodopab-pairs", "luna"],
+    input: Path,
+    output: Path,
+    seed: int | None = None,
 ) -> None:
     """Write a collection's patients into a folder, one store each, and splits.json. Patients that it has are kept.
 
     Args:
-        layout: mayo and folders give pairs for fit (.zarr); lodopab and luna give anatomy for simulate (.nrrd).
+        layout: mayo, folders and lodopab-pairs give pairs for fit (.zarr); lodopab and luna give anatomy for simulate
+            (.nrrd).
         input: folder of the collection.
         output: folder for the stores and splits.json, which says who is trained, validated and tested on.
         seed: of the split; frozen once the folder has one (0 where left out).

@@ -91,7 +91,7 @@ class AdversarialStage(RegressionStage):
         critic, optimizer = self._opponent
         critic.requires_grad_(True)
         for group in optimizer.param_groups:
-            group["lr"] = self.game.critic_rate * self.stage.rate(self.global_step)
+            group["lr"] = self.game.critic_rate * self.rate(self.global_step)
         values = self.critic_loss(made, batch, number)
         optimizer.zero_grad()
         values["loss"].backward()
@@ -137,8 +137,10 @@ class AdversarialStage(RegressionStage):
             self._kept = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         critic, optimizer = self._opponent
         checkpoint["critic"] = {"weights": critic.state_dict(), "optimizer": optimizer.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self._kept = checkpoint["critic"]  # taken when the critic is where it will compute

@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,9 +16,54 @@ from CTHarmonizeLib.errors import CannotRunError, InputError
 
 
 @dataclass(frozen=True)
+class Plateau:
+    """Lowers the learning rate to its ``factor`` when the training loss, averaged over windows of ``window``
+    iterations, has not fallen by ``threshold`` for ``patience`` windows. (Crops are drawn anew all the time, so their
+    loss says what a validation's would.)"""
+
+    window: int = 250
+    patience: int = 5
+    factor: float = 0.8
+    threshold: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.patience < 1 or not 0.0 < self.factor < 1.0:
+            raise InputError(
+                f"A plateau of {self.patience} windows of {self.window} iterations and a factor of {self.factor:g} "
+                "cannot lower a learning rate."
+            )
+
+
+class PlateauWatch:
+    """Share of the learning rate that a :class:`Plateau` has left, and what it has seen of the loss so far."""
+
+    def __init__(self, plateau: Plateau) -> None:
+        self.plateau = plateau
+        self.state = {"share": 1.0, "sum": 0.0, "count": 0, "best": float("inf"), "waited": 0}
+
+    def see(self, loss: float) -> None:
+        """The loss of an iteration."""
+        plateau, state = self.plateau, self.state
+        state["sum"] += loss
+        state["count"] += 1
+        if state["count"] < plateau.window:
+            return
+        mean = state["sum"] / state["count"]
+        state["sum"], state["count"] = 0.0, 0
+        if mean < state["best"] - plateau.threshold:
+            state["best"], state["waited"] = mean, 0
+            return
+        state["waited"] += 1
+        if state["waited"] == plateau.patience:
+            state["share"] *= plateau.factor
+            state["waited"] = 0
+
+
+@dataclass(frozen=True)
 class StageConfig:
-    """One stage of training: ``iterations`` of ``batch`` crops (all devices together), Adam with ``betas``; the
-    learning rate is halved at the given shares of the iterations and rises linearly over the first ``warmup`` ones.
+    """One stage of training: ``iterations`` of ``batch`` crops (all devices together), Adam with ``betas`` and
+    ``weight_decay``; the learning rate is halved at the given shares of the iterations, rises linearly over the first
+    ``warmup`` ones, and falls where the loss no longer does, as ``plateau`` says.
 
     With ``average`` the stage's result is the exponential moving average of its weights with that decay.
     """
@@ -30,6 +76,8 @@ class StageConfig:
     warmup: int = 0
     gradient_clip: float | None = None
     average: float | None = None
+    weight_decay: float | None = None
+    plateau: Plateau | None = None
 
     def __post_init__(self) -> None:
         if self.iterations < 0 or self.batch < 1 or not self.learning_rate > 0.0:
@@ -51,6 +99,7 @@ class TrainingStage(L.LightningModule, ABC):
         super().__init__()
         self.network = network
         self.stage = stage
+        self._plateau = PlateauWatch(stage.plateau) if stage.plateau else None
 
     @abstractmethod
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,6 +131,8 @@ class TrainingStage(L.LightningModule, ABC):
                     f"The {name} became {float(value)} at step {self.global_step}: the last checkpoint before it is "
                     "kept; lower the learning rate or clip the gradient, then run again into another folder."
                 )
+        if self._plateau is not None:  # here, because a checkpoint of this step is written before the step's end
+            self._plateau.see(float(loss))
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         values = self.loss(batch)
@@ -90,9 +141,24 @@ class TrainingStage(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> dict:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=self.stage.learning_rate, betas=self.stage.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.stage.rate)
+        stage = self.stage
+        optimizer = torch.optim.Adam(
+            parameters, lr=stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay or 0.0
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._plateau is not None:
+            checkpoint["plateau"] = dict(self._plateau.state)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._plateau is not None:
+            self._plateau.state = dict(checkpoint["plateau"])
+
+    def rate(self, step: int) -> float:
+        """Learning rate at ``step``, as a share of the stage's, with what the plateau has left of it."""
+        return self.stage.rate(step) * (1.0 if self._plateau is None else self._plateau.state["share"])
 
 
 class Training(ABC):

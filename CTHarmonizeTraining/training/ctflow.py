@@ -6,18 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig, Encoding
-from CTHarmonizeTraining.training.base import StageConfig, item_generators
-from CTHarmonizeTraining.training.image import ImageStage, NetworkTraining, RegressionStage, truths
-
-MEAN_ERROR_HU = 20.0
-"""Pairs on which the encoder errs by less count alike in the flow's mean."""
-
-SHOWN_PAIRS = 4
-"""Pairs of opposite samples in a picture's mean and deviation."""
+from CTHarmonizeTraining.training.base import StageConfig
+from CTHarmonizeTraining.training.image import ImageStage, NetworkTraining, RegressionStage
+from CTHarmonizeTraining.training.likelihood import LikelihoodStage
 
 
 class EncoderStage(RegressionStage):
@@ -35,16 +29,10 @@ class EncoderStage(RegressionStage):
         return self.network.to_image(estimate)
 
 
-class FlowStage(ImageStage):
-    """Negative log-likelihood of the noisy target, per pixel in nats, dequantised by noise of ``dequantisation`` HU
-    (stored HU are integers, and clipped air would make the likelihood unbounded).
+class FlowStage(LikelihoodStage):
+    """The flow, with the encoder frozen, as in the paper, or trained along."""
 
-    ``mean_weight`` times the squared error of the samples' mean against ``truth`` is added (the paper has no such
-    term): its minimum is the conditional mean, as the likelihood's is, but where the truth is noise-free it is learned
-    from far fewer pairs. It is estimated without bias from two pairs of opposite samples. Errors count in units of
-    :data:`MEAN_ERROR_HU` and of the encoder's own error, so that noisy pairs do not outweigh the others. The encoder is
-    frozen, as in the paper, or trained along.
-    """
+    network: CTFlow
 
     def __init__(
         self,
@@ -56,8 +44,8 @@ class FlowStage(ImageStage):
         freeze_encoder: bool = True,
         dequantisation: float = 1.0,
     ) -> None:
-        super().__init__(network, stage, window, truth)
-        self.mean_weight, self.freeze_encoder, self.dequantisation = mean_weight, freeze_encoder, dequantisation
+        super().__init__(network, stage, window, truth, mean_weight, dequantisation)
+        self.freeze_encoder = freeze_encoder
         network.requires_grad_(True)
         for module in (network.encoder, network.embedding):
             if module is not None:
@@ -66,53 +54,14 @@ class FlowStage(ImageStage):
             for module in (network.encoder.head, network.encoder.last):
                 module.requires_grad_(False)
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        encoding = self._encode(batch)
-        random = list(item_generators(batch))
-        noise = self.dequantisation * _drawn(batch["target"].shape[1:], random).to(batch["target"])
-        low, high = self.window
-        target = (batch["target"] + noise - low) / (high - low)
-        likelihood = self.network.log_likelihood(target, encoding)
-        values = {"loss": -likelihood.mean() / target[0].numel()}
-        if self.mean_weight:
-            estimate_error = self.error(self.network.to_image(encoding.estimate), batch).detach()
-            # the product of two independent errors has the mean's squared error as its expectation; the square of
-            # one would add the pair's variance, and teach the flow to draw too little noise
-            pairs = (0.5 * sum(self._opposite_samples(encoding, random)) for _ in range(2))
-            first, second = (self.error(mean, batch) for mean in pairs)
-            estimate = estimate_error.square().mean((1, 2, 3))
-            mean = (first * second).mean((1, 2, 3))
-            values["likelihood_loss"] = values["loss"].detach()
-            values["encoder_mse_hu2"] = estimate.mean()
-            values["mse_hu2"] = mean.detach().mean()
-            values["loss"] = values["loss"] + self.mean_weight * (mean / (estimate + MEAN_ERROR_HU**2)).mean()
-        return values
-
-    def pictures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        encoding, random = self._encode(batch), list(item_generators(batch))
-        samples = [image for _ in range(SHOWN_PAIRS) for image in self._opposite_samples(encoding, random)]
-        samples = self.hu(torch.stack(samples))[:, :, 0]
-        images = {"source": batch["planes"][:, 0], "estimate": self.hu(self.network.to_image(encoding.estimate))[:, 0]}
-        drawn = {"mean": samples.mean(0), "sample": samples[0], "deviation": samples.std(0)}
-        return {**images, **drawn, **truths(batch)}
-
-    def _encode(self, batch: dict[str, Tensor]) -> Encoding:
-        encoding = self.network.encode(*self.inputs(batch), frozen=self.freeze_encoder)
-        encoding.estimate = encoding.estimate.float()
-        return encoding
-
-    def _opposite_samples(self, encoding: Encoding, random: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Two samples (b, 1, rows, columns) in [0, 1] of opposite latents, as the engine draws them."""
-        shapes = self.network.latent_shapes(*encoding.estimate.shape[2:])
-        latents = [_drawn(shape, random).to(encoding.estimate) for shape in shapes]
-        opposite = [-latent for latent in latents]
-        return self.network.inverse(latents, encoding), self.network.inverse(opposite, encoding)
+    def encode(self, batch: dict[str, Tensor]) -> Encoding:
+        return self.network.encode(*self.inputs(batch), frozen=self.freeze_encoder)
 
 
 @dataclass(kw_only=True)
 class CTFlowTraining(NetworkTraining):
     """CTFlow in two stages, ``encoder`` and ``flow``, and, where ``joint`` is given, a third that trains both;
-    ``mean_weight`` as :class:`FlowStage` has it."""
+    ``mean_weight`` as :class:`~CTHarmonizeTraining.training.likelihood.LikelihoodStage` has it."""
 
     method: ClassVar[str] = "ctflow"
     halved: ClassVar[tuple[str, ...]] = ("encoder.",)
@@ -132,8 +81,3 @@ class CTFlowTraining(NetworkTraining):
         if name == "encoder":
             return EncoderStage(network, *settings)
         return FlowStage(network, *settings, self.mean_weight, freeze_encoder=name == "flow")
-
-
-def _drawn(shape: tuple[int, ...], random: list[torch.Generator]) -> Tensor:
-    """Standard normal (b, *shape), each item from its own generator."""
-    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in random])

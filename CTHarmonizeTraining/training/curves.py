@@ -48,7 +48,7 @@ def draw_curves(output: Path, stages: Sequence[str]) -> None:
 _ERRORS = {
     "train_mse_hu2": "training",
     "validation_mse_hu2": "validation",
-    "validation_encoder_mse_hu2": "validation, encoder",
+    "validation_estimate_mse_hu2": "validation, estimate",
 }
 
 

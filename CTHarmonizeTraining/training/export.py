@@ -149,7 +149,7 @@ def export(
     facts = {
         "name": told.name,
         "version": told.version,
-        **data_facts(stores, data, record.get("weights")),
+        **data_facts(stores, data, record.get("weights"), method.planes),
         "default_samples": samples,
         "default_temperature": 1.0,
         "deviation_factor": 1.0,
@@ -341,6 +341,10 @@ def _stage(name: str, stage: StageConfig, size: int) -> str:
     words += f"Adam {stage.learning_rate:g}"
     if stage.halved_at:
         words += f", halved after {', '.join(f'{100 * share:g}' for share in stage.halved_at)} %"
+    if stage.plateau:
+        words += f", times {stage.plateau.factor:g} where the loss stays"
+    if stage.weight_decay:
+        words += f", weight decay {stage.weight_decay:g}"
     return words + (f", weights averaged ({stage.average:g})" if stage.average else "")
 
 

@@ -35,11 +35,13 @@ _GAP = 0.10
 """Share by which an f50 has to exceed the last one to be another kernel's, not the same one's scatter."""
 
 
-def data_facts(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None = None) -> dict:
+def data_facts(
+    stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None = None, planes: int = 1
+) -> dict:
     """A card's ``pixel_spacing``, ``slice_thickness``, ``source``, ``target`` and ``noise_at_full_dose``, for what
-    ``stores`` hold and ``data`` and the stores' ``weights`` draw from it."""
+    ``stores`` hold and ``data``, the stores' ``weights`` and the network's ``planes`` draw from it."""
     if PatientStore.recognizes(stores[0]):
-        return _measured(stores, data, weights)
+        return _measured(stores, data, weights, planes)
     return _simulated([SceneSampler(path) for path in stores], stores, data, weights)
 
 
@@ -147,9 +149,9 @@ def _lowest_dose(doses: Sequence[float]) -> int:
     return int(np.clip(5 * np.ceil(np.percentile(doses, 5) / 5), 5, 100))
 
 
-def _measured(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None) -> dict:
+def _measured(stores: Sequence[Path], data: DataConfig, weights: Mapping[str, float] | None, planes: int) -> dict:
     pairs = MeasuredPairs(
-        stores, 1, data.size, 1, weights=weights, full_dose_share=data.full_dose_share, depth=data.depth,
+        stores, 1, data.size, planes, weights=weights, full_dose_share=data.full_dose_share, depth=data.depth,
         **asdict(data.measured),
     )  # fmt: skip
     sources, targets, parts = [], [], []  # each target's part of its set's full dose

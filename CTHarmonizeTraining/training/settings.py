@@ -31,6 +31,7 @@ class MeasuredOptions:
 
     series: tuple[str, str] = ("*", "*")
     averaged_slices: int = 1
+    body_share: float | None = None
 
 
 @dataclass(frozen=True)

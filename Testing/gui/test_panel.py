@@ -163,6 +163,9 @@ def test_apply_gives_three_volumes_in_their_place(host, widget, volume):
     rigid.SetMatrixTransformToParent(matrix)
     volume.SetAndObserveTransformNodeID(rigid.GetID())
     smooth(widget)
+    assert ui.augmentCheckBox.enabled and not ui.standardDeviationSelector.enabled
+    ui.augmentCheckBox.checked = True
+    assert ui.standardDeviationSelector.enabled
     ui.applyButton.click()
     job = widget.panel.job
     assert ui.applyButton.text == "Cancel" and ui.progressBar.visible and not ui.targetCollapsibleButton.enabled
@@ -177,7 +180,7 @@ def test_apply_gives_three_volumes_in_their_place(host, widget, volume):
     phantom.checkResult(unittest.TestCase(), job, volume)
     names = [node.GetName() for node in (job.harmonizedVolume, job.meanVolume, job.standardDeviationVolume)]
     stem = "CT phantom harmonized (smooth)"
-    assert names == [stem, f"{stem} mean", f"{stem} standard deviation"]
+    assert names == [stem, f"{stem} mean", f"{stem} augmentation spread"]
     assert job.harmonizedVolume.GetParentTransformNode() is rigid
     assert slicer.util.arrayFromVolume(job.harmonizedVolume).dtype == np.int16
     assert slicer.util.arrayFromVolume(job.standardDeviationVolume).dtype == np.float32
@@ -193,6 +196,16 @@ def test_apply_gives_three_volumes_in_their_place(host, widget, volume):
     assert kept.GetAttribute("CTHarmonize.method") == "mtf-filter" and kept.GetAttribute("CTHarmonize.seed") == "0"
     assert kept.GetAttribute("CTHarmonize.target") == "smooth"
     assert not job.folder.path.exists()
+
+
+def test_a_method_without_samples_has_no_deviation(host, widget, volume):
+    smooth(widget)
+    widget.ui.applyButton.click()
+    job = widget.panel.job
+    finish(host, widget, job)
+    assert job.standardDeviationVolume is None and widget.ui.standardDeviationSelector.currentNode() is None
+    assert slicer.mrmlScene.GetFirstNodeByName("CT phantom harmonized (smooth) standard deviation") is None
+    assert job.report["standard_deviation"] is None
 
 
 def test_a_second_run_updates_in_place_and_another_input_does_not(host, widget, volume):

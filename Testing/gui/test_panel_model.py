@@ -54,6 +54,7 @@ def test_samples_make_mean_and_deviation(host, widget, folder):
     ui.samplesSpinBox.value = 2
     ui.temperatureSpinBox.value = 0.5
     ui.seedSpinBox.value = 3
+    assert not ui.augmentCheckBox.enabled and "samples" in ui.augmentCheckBox.toolTip
     ui.applyButton.click()
     job = widget.panel.job
     assert host.process(240.0, until=lambda: job.finished) and job.state == "done", job.error

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.methods.conditioning import to_hu
-from CTHarmonizeLib.methods.learned import LearnedMethod
+from CTHarmonizeLib.methods.learned import FlowMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from CTHarmonizeLib.networks.ctflow import CTFlow, Encoding
 
-LARGEST_CORRECTION = 1000.0
-"""A sample that lies further than this from the estimate, in HU, is implausible."""
 
-
-class CTFlowMethod(LearnedMethod):
+class CTFlowMethod(FlowMethod):
     """Samples of the target image given the source, from the model's network and acquisition numbers."""
 
     name: ClassVar[str] = "ctflow"
@@ -25,7 +21,6 @@ class CTFlowMethod(LearnedMethod):
     summary: ClassVar[str] = (
         "Normalizing flow: changes kernel and dose, draws plausible images, and shows their mean and deviation."
     )
-    stochastic: ClassVar[bool] = True
 
     @staticmethod
     def build(entries: dict) -> CTFlow:
@@ -33,26 +28,9 @@ class CTFlowMethod(LearnedMethod):
 
         return CTFlow(CTFlowConfig.from_dict(entries))
 
-    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Encoding:
-        """States of all layers for a tile."""
-        return self.network.encode(*self.inputs(planes, source, target))
-
     def estimate(self, state: Encoding) -> Tensor:
         """The encoder's estimate, in HU."""
         return to_hu(self.network.to_image(state.estimate), self.window)[:, 0]
-
-    def latent_shapes(self, rows: int, columns: int) -> list[tuple[int, int, int]]:
-        return self.network.latent_shapes(rows, columns)
-
-    def sample(self, state: Encoding, latents: list[Tensor]) -> Tensor:
-        import torch
-
-        drawn = [self.network.inverse(one, state) for one in zip(*latents, strict=True)]
-        return to_hu(torch.stack(drawn), self.window)[:, :, 0]
-
-    def implausible(self, samples: Tensor, state: Encoding) -> Tensor:
-        far = (samples - self.estimate(state)).abs() <= LARGEST_CORRECTION
-        return super().implausible(samples, state) | ~far
 
     def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
         config, size = self.network.config, 2 if self.precision.itemsize == 2 else 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.errors import InputError
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from CTHarmonizeLib.models import Model
+
+LARGEST_CORRECTION = 1000.0
+"""A sample that lies further than this from the estimate, in HU, is implausible."""
 
 
 class LearnedMethod(Method):
@@ -52,6 +55,31 @@ class LearnedMethod(Method):
         if self.network.config.conditions:
             acquisition = planes.new_tensor(acquisition_vector(source, target)).expand(len(planes), -1)
         return to_unit(planes, self.window), acquisition
+
+
+class FlowMethod(LearnedMethod):
+    """A conditional flow: ``network.encode(planes, acquisition)`` is an encoding of what no sample changes, and
+    ``network.inverse(latents, encoding)`` an image (b, 1, h, w) in [0, 1], with latents as ``network.latent_shapes``.
+    """
+
+    stochastic: ClassVar[bool] = True
+
+    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Any:
+        """States of all layers for a tile."""
+        return self.network.encode(*self.inputs(planes, source, target))
+
+    def latent_shapes(self, rows: int, columns: int) -> list[tuple[int, int, int]]:
+        return self.network.latent_shapes(rows, columns)
+
+    def sample(self, state: Any, latents: list[Tensor]) -> Tensor:
+        import torch
+
+        drawn = [self.network.inverse(one, state) for one in zip(*latents, strict=True)]
+        return to_hu(torch.stack(drawn), self.window)[:, :, 0]
+
+    def implausible(self, samples: Tensor, state: Any) -> Tensor:
+        far = (samples - self.estimate(state)).abs() <= LARGEST_CORRECTION
+        return super().implausible(samples, state) | ~far
 
 
 class ImageMethod(LearnedMethod):

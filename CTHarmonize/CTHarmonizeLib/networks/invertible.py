@@ -9,6 +9,7 @@ float32 (or float64 in tests); the subnetworks may run in bfloat16.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,12 @@ def soft_clamp(value: Tensor, limit: float) -> Tensor:
     arctangent form.
     """
     return limit * (2.0 / math.pi) * torch.atan(value * (math.pi / (2.0 * limit)))
+
+
+def before_soft_clamp(value: Tensor, limit: float) -> Tensor:
+    """What :func:`soft_clamp` maps to ``value``, or nearly to it where ``value`` is at or beyond the limit."""
+    value = value.clamp(-0.98 * limit, 0.98 * limit)
+    return torch.tan(value * (math.pi / (2.0 * limit))) * (2.0 * limit / math.pi)
 
 
 def zero_convolution(inputs: int, outputs: int) -> nn.Conv2d:
@@ -70,8 +77,9 @@ class ActNorm(nn.Module):
 
 
 class InvertibleConvolution(nn.Module):
-    """1x1 convolution with a square matrix: ``plu`` (learned, Glow's factorisation with a bounded diagonal) or
-    ``orthogonal`` (a fixed random rotation, the safest)."""
+    """1x1 convolution with a square matrix: ``plu`` (learned, Glow's factorisation, the logarithm of its diagonal
+    within ``limit``; at first a random rotation, but for what the limit cuts) or ``orthogonal`` (a fixed rotation, the
+    safest)."""
 
     def __init__(self, channels: int, kind: str = "plu", limit: float = 1.5) -> None:
         super().__init__()
@@ -88,7 +96,7 @@ class InvertibleConvolution(nn.Module):
         self.register_buffer("sign", diagonal.sign().float())
         self.lower = nn.Parameter(lower.tril(-1).float())
         self.upper = nn.Parameter(upper.triu(1).float())
-        self.log_diagonal = nn.Parameter(diagonal.abs().log().float())
+        self.log_diagonal = nn.Parameter(before_soft_clamp(diagonal.abs().log(), limit).float())
 
     def matrix(self) -> tuple[Tensor, Tensor]:
         """The matrix and the logarithm of its determinant's size."""
@@ -200,13 +208,81 @@ class TransitionStep(nn.Module):
 
 
 class Squeeze(nn.Module):
-    """Space-to-depth by 2; volume-preserving."""
+    """Space-to-depth by 2, i-RevNet's down-sampling (Jacobsen et al. 2018); volume-preserving."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return F.pixel_unshuffle(x, 2), x.new_zeros(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         return F.pixel_shuffle(z, 2)
+
+
+class Haar(nn.Module):
+    """Haar wavelet of 2x2 pixels: mean, horizontal, vertical and diagonal difference of each channel, halved twice so
+    that the map is orthonormal (Ardizzone et al. 2019b); volume-preserving. Its matrix is its own inverse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        signs = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+        self.register_buffer("signs", 0.5 * signs.float(), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._mixed(F.pixel_unshuffle(x, 2)), x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return F.pixel_shuffle(self._mixed(z), 2)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.einsum("ij,bcjhw->bcihw", self.signs.to(x), x.unflatten(1, (-1, 4))).flatten(1, 2)
+
+
+class Permutation(nn.Module):
+    """Fixed random order of the channels; volume-preserving."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.randperm(channels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, self.order], x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z[:, self.order.argsort()]
+
+
+class CrossCoupling(nn.Module):
+    """Affine coupling in which each half of the channels changes the other: v1 = u1 exp(s1(u2)) + t1(u2), then
+    v2 = u2 exp(s2(v1)) + t2(v1) (cINN paper, section 3.3).
+
+    ``subnetwork(inputs, outputs)`` makes a module called as ``module(half, share)``, which gives log-scale and shift; a
+    state is the pair of the condition's shares in both, None where there is no condition.
+    """
+
+    def __init__(self, channels: int, subnetwork: Callable[[int, int], nn.Module], limit: float) -> None:
+        super().__init__()
+        self.limit, self.half = limit, channels // 2
+        self.one = subnetwork(channels - self.half, 2 * self.half)
+        self.two = subnetwork(self.half, 2 * (channels - self.half))
+
+    def _told(self, subnetwork: nn.Module, half: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
+        return _scale_and_shift(subnetwork(half, share), self.limit, half.dtype)
+
+    def forward(self, x: Tensor, state: tuple[Tensor | None, Tensor | None] = (None, None)) -> tuple[Tensor, Tensor]:
+        one, two = x[:, : self.half], x[:, self.half :]
+        log_scale, shift = self._told(self.one, two, state[0])
+        one = one * log_scale.exp() + shift
+        determinant = log_scale.flatten(1).sum(1)
+        log_scale, shift = self._told(self.two, one, state[1])
+        two = two * log_scale.exp() + shift
+        return torch.cat([one, two], 1), determinant + log_scale.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, state: tuple[Tensor | None, Tensor | None] = (None, None)) -> Tensor:
+        one, two = z[:, : self.half], z[:, self.half :]
+        log_scale, shift = self._told(self.two, one, state[1])
+        two = (two - shift) * (-log_scale).exp()
+        log_scale, shift = self._told(self.one, two, state[0])
+        return torch.cat([(one - shift) * (-log_scale).exp(), two], 1)
 
 
 class Split(nn.Module):

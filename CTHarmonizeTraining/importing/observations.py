@@ -1,0 +1,112 @@
+"""Pairs from raw low-dose measurements: ``lodopab-pairs``, our filtered back-projection beside the ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from CTHarmonizeLib.ct.acquisition import REFERENCE_NOISE, parse_kernel
+from CTHarmonizeLib.ct.describe import describe
+from CTHarmonizeLib.ct.volume import Volume
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeTraining.data.patient import PatientStore, Reconstruction
+from CTHarmonizeTraining.importing.anatomy import (
+    LODOPAB_THICKNESS,
+    MU_AIR,
+    MU_MAX,
+    MU_WATER,
+    lodopab_hu,
+    lodopab_patients,
+    observation_file,
+    read_image,
+)
+from CTHarmonizeTraining.importing.patient import Patient
+from CTHarmonizeTraining.simulation.projector import Geometry, Grid, filtered_back_projection
+
+LODOPAB_WIDTH = 260.0
+"""Side of LoDoPaB-CT's images, mm."""
+
+KERNEL = 0.5
+"""f50 of our filtered back-projection, as a share of the detectors' Nyquist frequency, 7.0 lp/cm: a Hann window's."""
+
+NO_APERTURE = 1e-6
+"""mm: LoDoPaB-CT's rays have no width."""
+
+FBP, TRUTH = "FBP", "truth"
+"""Names of the reconstructions of a pair."""
+
+_SLICES = 4  # at once
+
+
+def lodopab_pairs(root: Path) -> Iterator[Patient]:
+    """Patients of LoDoPaB-CT as pairs: ``FBP``, reconstructed from the low-dose observations, and ``truth``.
+
+    The layout is that of :func:`~CTHarmonizeTraining.importing.anatomy.lodopab`; its own parts are kept. Images
+    without observations are left out.
+    """
+    yield from lodopab_patients(root, ".zarr", _write)
+
+
+def reconstructed(observation: np.ndarray, side: int) -> np.ndarray:
+    """HU, float32 (n, side, side), of LoDoPaB-CT observations (n, views, beams), as its ground truth lies.
+
+    Line integrals over :data:`MU_MAX`, in metres, of rays x cos a + y sin a = s: x along the stored image's first axis,
+    which are our columns, a at the middles of the views' equal parts of 180 degrees, s at the middles of the beams'
+    equal parts of the image's diagonal. Their sources carry the uniform number that the ground truth was given beside
+    its whole HU, half a HU in the mean; it is taken away, as :func:`lodopab_hu` does by rounding down.
+    """
+    _, views, beams = observation.shape
+    geometry = _geometry(views, beams)
+    sinograms = torch.from_numpy(observation.astype(np.float32) * 1000.0).permute(1, 2, 0).contiguous()
+    grid = Grid(side, side, LODOPAB_WIDTH / side)
+    (image,) = filtered_back_projection(sinograms, geometry, parse_kernel(_f50(geometry), grid.pixel), [grid])
+    share = image.permute(2, 0, 1).numpy().astype(np.float64)
+    return ((share * MU_MAX - MU_WATER) * 1000.0 / (MU_WATER - MU_AIR) - 0.5).astype(np.float32)
+
+
+def _geometry(views: int, beams: int) -> Geometry:
+    if views % 4:
+        raise InputError(f"Observations of {views} views cannot be reconstructed: a multiple of 4 is needed.")
+    return Geometry(views, beams, LODOPAB_WIDTH * 2.0**0.5 / beams, NO_APERTURE)
+
+
+def _f50(geometry: Geometry) -> float:
+    return KERNEL * 10.0 * 0.5 / geometry.pitch
+
+
+def _write(name: str, places: Sequence[tuple[Path, int]], path: Path) -> list[str]:
+    missing = sorted({file.name for file, _ in places if not observation_file(file).exists()})
+    truths, observations = [], []
+    for file, index in places:
+        if file.name in missing:
+            continue
+        image = read_image(file, index)
+        if image.any():  # a file's last places were left empty
+            truths.append(lodopab_hu(image))
+            observations.append((observation_file(file), index))
+    if not truths:
+        raise InputError("none of its images has observations.")
+    side = len(truths[0])
+    images = [
+        reconstructed(np.stack([read_image(*place) for place in observations[start : start + _SLICES]]), side)
+        for start in range(0, len(observations), _SLICES)
+    ]
+    spacing = (LODOPAB_WIDTH / side, LODOPAB_WIDTH / side, LODOPAB_THICKNESS)
+    volumes = Volume(np.concatenate(images), spacing), Volume(np.stack(truths), spacing)
+    kernel = _f50(_geometry(*read_image(*observations[0]).shape))
+    described = [describe(volumes[0], source_kernel=kernel), describe(volumes[1])]
+    reconstructions = [
+        Reconstruction(
+            title,
+            entry.acquisition,
+            float(REFERENCE_NOISE.dose(entry.acquisition.f50, entry.acquisition.noise)),
+            {"kernel": entry.kernel_name, "sources": entry.sources, "warnings": list(entry.warnings)},
+        )
+        for title, entry in zip((FBP, TRUTH), described, strict=True)
+    ]
+    PatientStore.write(path, name, "lodopab-pairs", [(reconstructions, volumes)])
+    notes = [f"there is no '{observation_file(Path(file)).name}', so its images were left out." for file in missing]
+    return notes + [f"'{entry.name}': {text}" for entry in reconstructions for text in entry.facts["warnings"]]
