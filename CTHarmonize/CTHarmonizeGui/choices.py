@@ -17,7 +17,7 @@ PREFERRED = "ctflow"
 @dataclass(frozen=True)
 class MethodChoice:
     """One method; ``models`` are its usable CTHarmonizeLib models, ``packages`` the optional Python packages that it
-    needs."""
+    needs; ``onlyKernel`` is the one target that it has (the noise-free truth), empty where the reader chooses."""
 
     name: str
     title: str
@@ -25,6 +25,7 @@ class MethodChoice:
     stochastic: bool
     needsModel: bool
     targetFields: frozenset[str]
+    onlyKernel: str = ""
     models: tuple[Any, ...] = ()
     packages: tuple[Any, ...] = ()
 
@@ -54,6 +55,7 @@ class Choices:
 def findChoices(modelFolders: Sequence[str]) -> Choices:
     """Look at what is installed; imports neither torch nor anything else that a method runs on."""
     from CTHarmonizeLib import methods
+    from CTHarmonizeLib.ct.acquisition import TRUTH
     from CTHarmonizeLib.models import BrokenModel, installed_models
 
     models, problems = [], []
@@ -67,6 +69,7 @@ def findChoices(modelFolders: Sequence[str]) -> Choices:
             stochastic=method.stochastic,
             needsModel=method.needs_model,
             targetFields=frozenset(method.target_fields),
+            onlyKernel=TRUTH if method.makes_truth else "",
             models=tuple(model for model in models if model.method == name),
             packages=tuple(method.packages),
         )
@@ -96,7 +99,7 @@ def kernels(model: Any | None, pixelSpacing: float) -> dict[str, float]:
 
 def doseRange(model: Any | None) -> tuple[float, float]:
     """Lowest and highest dose in percent."""
-    low, high = model.card["target"]["dose"] if model is not None else (10.0, 100.0)
+    low, high = (model and model.card["target"]["dose"]) or (10.0, 100.0)
     return max(10.0, float(low)), min(100.0, float(high))
 
 
@@ -115,7 +118,8 @@ def thicknesses(method: MethodChoice | None, model: Any | None, thick: float) ->
 
 
 def kernelTitle(name: str) -> str:
-    return {"smooth": _("Smooth"), "medium": _("Medium"), "sharp": _("Sharp")}.get(name, name.capitalize())
+    titles = {"smooth": _("Smooth"), "medium": _("Medium"), "sharp": _("Sharp"), "truth": _("Truth (noise-free)")}
+    return titles.get(name, name.capitalize())
 
 
 @dataclass(frozen=True)
@@ -144,4 +148,6 @@ def aim(description: dict[str, Any], model: Any | None, kernel: str | None, dose
     except (CTHarmonizeError, TypeError, ValueError):
         return Aim()
     text = _("f50 {f50:.1f} lp/cm, noise about {noise:.0f} HU").format(f50=target.f50, noise=target.noise)
+    if target.noise == 0.0:
+        text = _("f50 {f50:.1f} lp/cm, no noise").format(f50=target.f50)
     return Aim(text, acquisition.added_noise(source, target, table))

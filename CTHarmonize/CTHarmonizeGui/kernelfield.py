@@ -43,6 +43,17 @@ class KernelField:
         combo.blockSignals(blocked[0])
         spin.blockSignals(blocked[1])
 
+    def showOnly(self, name: str) -> None:
+        """Offer the kernel ``name`` alone, without a word to ``onChosen``."""
+        combo = self._combo
+        blocked = combo.blockSignals(True)
+        if combo.count != 1 or combo.itemData(0) != name:
+            combo.clear()
+            combo.addItem(kernelTitle(name), name)
+        combo.setCurrentIndex(0)
+        combo.blockSignals(blocked)
+        self._spin.visible = False
+
     def _onIndex(self, index: int) -> None:
         data = self._combo.itemData(index)
         self._onChosen(f"{self._spin.value:.1f}" if data == _OTHER else data)

@@ -191,6 +191,7 @@ class Panel(VTKObservationMixin):
         fields = method.targetFields if method else frozenset()
         cannot = _("The method '{title}' cannot set this: it stays as it is in the input.").format(
             title=method.title if method else "")
+        onlyKernel = method.onlyKernel if method else ""
         for name, widgets in (
             ("kernel", (ui.targetKernelLabel, ui.targetKernelComboBox, ui.targetKernelSpinBox)),
             ("dose", (ui.targetDoseLabel, ui.targetDoseSlider)),
@@ -202,18 +203,22 @@ class Panel(VTKObservationMixin):
                        ui.seedLabel, ui.seedSpinBox, ui.coherenceLabel, ui.coherenceSpinBox):
             enable(widget, bool(method and method.stochastic),
                     _("This method draws no samples: its one result is always the same."))
+        ui.targetDoseLabel.visible = ui.targetDoseSlider.visible = not onlyKernel  # the truth has no dose
         enable(ui.augmentCheckBox, bool(method and not method.stochastic),
                 _("This method draws samples: its standard deviation says more."))
         for widget in (ui.standardDeviationLabel, ui.standardDeviationSelector):
             enable(widget, bool(method and (method.stochastic or ui.augmentCheckBox.checked)),
                     _("This method draws no samples: it has no standard deviation."))
         ui.targetDoseSlider.minimum, ui.targetDoseSlider.maximum = choices.doseRange(model)
-        if self._parameters:
+        if self._parameters and onlyKernel:
+            self._targetKernel.showOnly(onlyKernel)
+        elif self._parameters:
             self._targetKernel.show(
                 self._parameters.targetKernel,
                 choices.kernels(model, self._pixelSpacing),
                 choices.kernelRange(model, self._pixelSpacing),
             )
+        if self._parameters:
             ui.expectedLabel.text = aim.text or "–"
 
     def _showThickness(self) -> None:
@@ -303,6 +308,8 @@ class Panel(VTKObservationMixin):
         """Kernel or dose to ask for; None where it is to stay, or where the method cannot set it."""
         if not self._method or name not in self._method.targetFields:
             return None
+        if self._method.onlyKernel:
+            return self._method.onlyKernel
         return (self._parameters.targetKernel or None) if name == "kernel" else self._parameters.targetDose
 
     def _targetThickness(self) -> float | None:

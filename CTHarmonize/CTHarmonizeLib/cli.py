@@ -77,8 +77,8 @@ def _parser() -> _Parser:
     command.add_argument(
         "--kernel",
         metavar="K",
-        help="target kernel: smooth, medium, sharp, a vendor's such as siemens-b30f, or an f50 in lp/cm "
-        "(without it: the source's)",
+        help="target kernel: smooth, medium, sharp, a vendor's such as siemens-b30f, or an f50 in lp/cm; or truth, for "
+        "methods that make the noise-free truth (without it: the source's)",
     )
     command.add_argument("--dose", type=float, metavar="PERCENT", help="target dose (without it: the source's)")
     command.add_argument(
@@ -209,6 +209,7 @@ def _models(options: argparse.Namespace) -> None:
                     "title": method.title,
                     "summary": method.summary,
                     "sets": sorted(method.target_fields),
+                    "makes_truth": method.makes_truth,
                     "needs_model": method.needs_model,
                 }
                 for method in methods.values()
@@ -219,7 +220,8 @@ def _models(options: argparse.Namespace) -> None:
         print(report.as_json(entries, indent=2))
         return
     for method in methods.values():
-        print(f"{method.name}: {method.summary} Sets {' and '.join(sorted(method.target_fields, reverse=True))}.")
+        fields = f"Sets {' and '.join(sorted(method.target_fields, reverse=True))}."
+        print(f"{method.name}: {method.summary} {'Makes the noise-free truth only.' if method.makes_truth else fields}")
         for model in models:
             if model.method == method.name:
                 print(f"  {model.name} {model.card['version']}: {_reach(model.card)}  [{model.folder}]")
@@ -228,8 +230,9 @@ def _models(options: argparse.Namespace) -> None:
 
 
 def _reach(card: dict) -> str:
-    (low, high), (least, most) = card["target"]["f50"], card["target"]["dose"]
-    reach = f"kernels with f50 {low:g} to {high:g} lp/cm, doses {least:g} to {most:g} %"
+    low, high = card["target"]["f50"]
+    dose = "without noise" if card["target"]["dose"] is None else "doses {:g} to {:g} %".format(*card["target"]["dose"])
+    reach = f"kernels with f50 {low:g} to {high:g} lp/cm, {dose}"
     thickness = card["target"]["thickness"]
     reach += f", slices of {thickness[0]:g} to {thickness[1]:g} mm." if thickness else "."
     if "calibration" not in card:

@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from CTHarmonizeLib.ct.acquisition import REFERENCE_NOISE, Acquisition, NoiseTable, added_noise, target_acquisition
+from CTHarmonizeLib.ct.acquisition import (
+    REFERENCE_NOISE,
+    TRUTH,
+    Acquisition,
+    NoiseTable,
+    added_noise,
+    is_truth,
+    target_acquisition,
+)
 from CTHarmonizeLib.ct.volume import Roi, Volume
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods import Method, method_named
@@ -34,9 +42,10 @@ class Request:
     """What the user asks for. None: the source's own (kernel, dose, thickness), what was detected (source_kernel,
     source_dose), the model's default (samples, temperature), or the engine's choice (tile, batch, threads).
 
-    ``kernel``: a name or an f50 in lp/cm; ``dose`` in percent; ``thickness`` and ``coherence`` (between slices, 0:
-    off) in mm; ``model``: a folder or the name of an installed model; ``roi``: a box, or text that Roi.parse reads;
-    ``batch``: slices at once; ``augment``: a deterministic method's spread over the turns and flips of its slices.
+    ``kernel``: a name, ``truth``, or an f50 in lp/cm; ``dose`` in percent; ``thickness`` and ``coherence`` (between
+    slices, 0: off) in mm; ``model``: a folder or the name of an installed model; ``roi``: a box, or text that Roi.parse
+    reads; ``batch``: slices at once; ``augment``: a deterministic method's spread over the turns and flips of its
+    slices.
     """
 
     kernel: str | float | None = None
@@ -89,8 +98,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """Source and target acquisition; ``dose`` is the target's in percent; ``warnings`` and ``notes``, which warn of
-    nothing, are for the reader."""
+    """Source and target acquisition; ``dose`` is the target's in percent, infinite without noise; ``warnings`` and
+    ``notes``, which warn of nothing, are for the reader."""
 
     description: Description
     source: Acquisition
@@ -150,8 +159,11 @@ def plan(request: Request, choice: Choice, volume: Volume) -> Plan:
     source = description.acquisition
     notes = _thickness_notes(request, choice, source, volume.spacing[2])
     thin = _as_thin(source, choice.factor)
-    target = target_acquisition(thin, choice.table, request.kernel, request.dose)
-    dose = request.dose if request.dose is not None else choice.table.dose(thin.f50, thin.noise)
+    kernel = TRUTH if choice.method.makes_truth else request.kernel
+    target = target_acquisition(thin, choice.table, kernel, request.dose)
+    dose = request.dose
+    if dose is None:
+        dose = math.inf if is_truth(kernel) else choice.table.dose(thin.f50, thin.noise)
     warnings = list(dict.fromkeys((*volume.warnings, *description.warnings)))
     if choice.model is not None:
         target, dose = _within_reach(request, choice, target, dose, warnings)
@@ -210,9 +222,11 @@ def _check_number(name: str, value: float | None, low: float, high: float) -> No
 
 def _check_target_fields(request: Request, method: type[Method]) -> None:
     asked = {"kernel": request.kernel, "dose": request.dose, "thickness": request.thickness}
-    if all(value is None for value in asked.values()) and "thickness" not in method.target_fields:
+    if method.makes_truth:
+        _check_truth(request, method)
+    elif all(value is None for value in asked.values()) and "thickness" not in method.target_fields:
         raise InputError("Nothing to do: give a target kernel or a target dose.")
-    if isinstance(request.kernel, str) and request.kernel.strip().lower() == "truth":
+    elif is_truth(request.kernel):
         raise InputError(
             f"The method {method.name} cannot reach the noise-free truth (kernel 'truth'): give smooth, medium, sharp "
             "or an f50 in lp/cm."
@@ -226,6 +240,16 @@ def _check_target_fields(request: Request, method: type[Method]) -> None:
             )
 
 
+def _check_truth(request: Request, method: type[Method]) -> None:
+    if request.kernel is not None and not is_truth(request.kernel):
+        raise InputError(
+            f"The method {method.name} makes the noise-free truth only, not the kernel '{request.kernel}': give "
+            f"{TRUTH}, leave the kernel out, or choose another method."
+        )
+    if request.dose is not None:
+        raise InputError(f"The method {method.name} makes the noise-free truth, which has no dose: leave the dose out.")
+
+
 def _within_reach(
     request: Request, choice: Choice, target: Acquisition, dose: float, warnings: list[str]
 ) -> tuple[Acquisition, float]:
@@ -233,10 +257,14 @@ def _within_reach(
     low, high = card["target"]["f50"]
     if not low - 1e-6 <= target.f50 <= high + 1e-6:
         whose = "" if request.kernel is not None else " (the source's own: give a target kernel)"
+        if choice.method.makes_truth:
+            whose = f" (the truth that pixels of {target.pixel_spacing:.3g} mm show)"
         raise InputError(
             f"The model '{choice.model.name}' reaches kernels with an f50 of {low:g} to {high:g} lp/cm, "
             f"not {target.f50:.2f}{whose}."
         )
+    if choice.method.makes_truth:
+        return target, dose
     low, high = card["target"]["dose"]
     if low <= dose <= high:
         return target, dose

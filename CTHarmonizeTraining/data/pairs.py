@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from CTHarmonizeLib.ct.acquisition import Acquisition, parse_kernel
+from CTHarmonizeLib.ct.acquisition import Acquisition, is_truth, parse_kernel, target_mtf
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.conditioning import acquisition_vector, source_planes
@@ -50,7 +50,9 @@ class PairDataset(Dataset):
     for it (:func:`item_key`). Noise is told as it would be measured, the anatomy's own included, and the source's with
     the error that a measurement has; half of the sources are clipped at -1024 HU as scanners do. ``weights`` says by
     name how often a store is drawn; the others count their usable scenes. ``kernels`` (source, target) fixes both, for
-    a model of one mapping; ``full_dose_share`` of the pairs have a target at full dose, the others at any.
+    a model of one mapping, or with None as source the target alone; ``full_dose_share`` of the pairs have a target at
+    full dose, the others at any. The target kernel ``truth`` is the noise-free truth, which only procedural phantoms
+    have: InputError for other stores. Sources then have any dose.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class PairDataset(Dataset):
         pixel_range: tuple[float, float] = (0.45, 1.0),
         weights: Mapping[str, float] | None = None,
         measurement_error: float = 0.12,
-        kernels: tuple[str, str] | None = None,
+        kernels: tuple[str | None, str] | None = None,
         full_dose_share: float = 0.6,
     ) -> None:
         self.stores = [SceneSampler(path) for path in stores]
@@ -74,6 +76,9 @@ class PairDataset(Dataset):
         if not share.sum() > 0.0 or share.min() < 0.0:
             raise InputError("The weights leave no store to draw from: give positive ones.")
         self.share = share / share.sum()
+        self.towards_truth = kernels is not None and is_truth(kernels[1])
+        if self.towards_truth:
+            _check_truths(store for store, drawn in zip(self.stores, self.share, strict=True) if drawn > 0.0)
         for store in self.stores:
             if (size - 1) * pixel_range[1] > (store.size - 1) * store.pixel:
                 raise InputError(
@@ -105,11 +110,13 @@ class PairDataset(Dataset):
         source_spectrum, target_spectrum = store.spectrum(scene, [drawn, target_drawn], window)
         source = as_source(clean + strength * source_spectrum)
         truth = as_target(clean)
-        target = truth + as_target(target_strength * target_spectrum)
+        target = truth if self.towards_truth else truth + as_target(target_strength * target_spectrum)
 
         measured = np.exp(rng.normal(0.0, self.measurement_error))
         source_told = measured * store.told_noise(scene, drawn, strength, source_mtf)
-        target_told = store.told_noise(scene, target_drawn, target_strength, target_mtf)
+        target_told = 0.0
+        if not self.towards_truth:
+            target_told = store.told_noise(scene, target_drawn, target_strength, target_mtf)
         source_acquisition = _acquisition(source_mtf, source_told, pixel, store.thickness)
         target_acquisition = _acquisition(target_mtf, target_told, pixel, store.thickness)
         source = np.round(source)
@@ -130,8 +137,9 @@ class PairDataset(Dataset):
 
     def _kernels(self, rng: np.random.Generator, pixel: float) -> tuple[Mtf, Mtf]:
         if self.fixed_kernels is not None:
-            source, target = (parse_kernel(kernel, pixel) for kernel in self.fixed_kernels)
-            return source, target
+            source, target = self.fixed_kernels
+            drawn = self.kernels.draw(rng, pixel) if source is None else parse_kernel(source, pixel)
+            return drawn, target_mtf(target, pixel)
         source = self.kernels.draw(rng, pixel)
         return source, source if rng.random() < 0.1 else self.kernels.draw(rng, pixel)
 
@@ -142,7 +150,7 @@ class PairDataset(Dataset):
         dose = store.dose[scene]
         full = int(np.argmax(dose))
         order = rng.permutation(len(dose))
-        if rng.random() < self.full_dose_share:
+        if rng.random() < self.full_dose_share and not self.towards_truth:
             target = full
             source = int(order[0] if order[0] != full else order[1])
         else:
@@ -162,6 +170,15 @@ class PairDataset(Dataset):
         lowest = min(reach, 0.5 * room - 1e-3)
         centre = rng.uniform(lowest, room - lowest, size=2) if room > 2 * lowest else np.full(2, 0.5 * room)
         return PixelGrid(size, pixel, (float(centre[0]), float(centre[1])))
+
+
+def _check_truths(stores: Iterable[SceneSampler]) -> None:
+    known = [store.path.name for store in stores if not store.noiseless]
+    if known:
+        raise InputError(
+            f"The noise-free truth is known of procedural phantoms only, not of {', '.join(known)}: train on stores of "
+            "phantoms (ctharmonize-train simulate phantom:1 ...), or give the others a weight of 0."
+        )
 
 
 def _acquisition(mtf: Mtf, noise: float, pixel: float, thickness: float) -> Acquisition:

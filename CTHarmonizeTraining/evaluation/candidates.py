@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from CTHarmonizeLib import engine
-from CTHarmonizeLib.ct.acquisition import Acquisition, parse_kernel
+from CTHarmonizeLib.ct.acquisition import TRUTH, Acquisition, target_mtf
 from CTHarmonizeLib.ct.measure import measure_noise
 from CTHarmonizeLib.ct.volume import Roi, Volume
 from CTHarmonizeLib.device import choose_device, choose_precision
+from CTHarmonizeLib.methods import method_named
 from CTHarmonizeLib.methods.base import Method
 from CTHarmonizeLib.request import DOSES, Plan, Request, choose, plan
 
@@ -48,7 +49,7 @@ class Candidates:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.choice = choose(_towards(request, "medium", 100.0))
+        self.choice = choose(towards(request, "medium", 100.0))
         self.filter_choice = choose(Request(kernel="medium", method="mtf-filter"))
         device = choose_device(request.device)
         self.device, self.precision = device, choose_precision(device, request.precision)
@@ -74,7 +75,7 @@ class Candidates:
             target_dose = self._dose_like(reference, volume.pixel_spacing, target_kernel, target_dose)
         to_kernel = Request(kernel=target_kernel, method="mtf-filter", source_kernel=source_kernel)
         filtered = plan(to_kernel, self.filter_choice, volume)
-        request = replace(_towards(self.request, target_kernel, target_dose), source_kernel=source_kernel)
+        request = replace(towards(self.request, target_kernel, target_dose), source_kernel=source_kernel)
         settled = plan(request, self.choice, volume)
         estimating = copy.copy(self.method)
         estimating.stochastic = False  # the engine then takes the estimate, anchored and blended like a sample
@@ -120,17 +121,18 @@ class Candidates:
     def _dose_like(self, reference: np.ndarray, spacing: float, kernel: str, otherwise: float) -> float:
         """Dose in percent, within the method's reach, whose noise on the card is that of ``reference``."""
         found = measure_noise(reference, spacing)
-        if found is None:
+        if found is None or self.choice.method.makes_truth:
             return otherwise
         low, high = self.choice.model.card["target"]["dose"] if self.choice.model else DOSES
-        return float(np.clip(self.choice.table.dose(parse_kernel(kernel, spacing).f50, found.sigma), low, high))
+        return float(np.clip(self.choice.table.dose(target_mtf(kernel, spacing).f50, found.sigma), low, high))
 
 
-def _towards(request: Request, kernel: str, dose: float) -> Request:
+def towards(request: Request, kernel: str | float, dose: float) -> Request:
     """``request`` for a target, as far as its method can set it."""
-    from CTHarmonizeLib.methods import method_named
-
-    fields = method_named(request.method).target_fields
+    method = method_named(request.method)
+    if method.makes_truth:
+        return replace(request, kernel=TRUTH, dose=None)
+    fields = method.target_fields
     return replace(request, kernel=kernel if "kernel" in fields else None, dose=dose if "dose" in fields else None)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import CTHarmonizeLib
 import CTHarmonizeTraining.evaluation
 import CTHarmonizeTraining.simulation
 from CTHarmonizeLib import report as lib_report
-from CTHarmonizeLib.ct.acquisition import parse_kernel
+from CTHarmonizeLib.ct.acquisition import TRUTH, target_mtf
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.models import Model
@@ -100,7 +101,8 @@ def evaluate(
     output = check_output_folder(output)
     request = Request(method=method, model=model, samples=samples, temperature=temperature, seed=seed)
     candidates = Candidates(replace(request, device=device, precision=precision))
-    sources, targets = _kernels(candidates.choice.model, pixel_spacing, target_dose)
+    named = (TRUTH,) if candidates.choice.method.makes_truth else KERNELS
+    sources, targets = _kernels(candidates.choice.model, pixel_spacing, target_dose, named)
     kernels = tuple(dict.fromkeys((*KERNELS, *sources, *targets)))  # the named ones show regions and sharpness
     protocol = Protocol(pixel_spacing, size, tuple(map(float, doses)), target_dose, views, photons, seed, kernels)
     cache = cache or output / "simulated"
@@ -125,31 +127,33 @@ def evaluate(
     return results
 
 
-def _kernels(model: Model | None, pixel_spacing: float, target_dose: float) -> tuple[list[str], list[str]]:
-    """Source and target kernels that ``model`` reaches: of :data:`KERNELS`, or, where it is none of them, the middle of
-    the card's f50. Says which are left out; raises InputError where nothing is left."""
+def _kernels(
+    model: Model | None, pixel_spacing: float, target_dose: float, targets: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Source and target kernels that ``model`` reaches: of :data:`KERNELS` and ``targets``, or, where it is none of
+    them, the middle of the card's f50. Says which are left out; raises InputError where nothing is left."""
     if model is None:
-        return [*KERNELS], [*KERNELS]
-    low, high = model.card["target"]["dose"]
+        return [*KERNELS], [*targets]
+    low, high = model.card["target"]["dose"] or (target_dose, target_dose)  # the truth has none
     if not low <= target_dose <= high:
         raise InputError(
             f"The model '{model.name}' reaches doses of {low:g} to {high:g} %, not {target_dose:g} %: there is nothing "
             "to judge."
         )
     chosen = []
-    for side in ("source", "target"):
+    for side, names in (("source", KERNELS), ("target", targets)):
         low, high = model.card[side]["f50"]
 
         def reached(kernel: str, low: float = low, high: float = high) -> bool:
-            return low - 1e-6 <= parse_kernel(kernel, pixel_spacing).f50 <= high + 1e-6
+            return low - 1e-6 <= target_mtf(kernel, pixel_spacing).f50 <= high + 1e-6
 
-        named, own = [kernel for kernel in KERNELS if reached(kernel)], f"{(low + high) / 2:.3g}"
+        named, own = [kernel for kernel in names if reached(kernel)], f"{(low + high) / 2:.3g}"
         if not named and not reached(own):
             raise InputError(
                 f"The model '{model.name}' is for a {side} f50 of {low:g} to {high:g} lp/cm, which pixels of "
                 f"{pixel_spacing:g} mm do not show: give another pixel spacing."
             )
-        missing = [kernel for kernel in KERNELS if kernel not in named]
+        missing = [kernel for kernel in names if kernel not in named]
         if missing:
             instead = "" if named else f"; its own, of {own} lp/cm, is judged"
             say(f"The model has no {' and no '.join(missing)} {side} kernel: left out{instead}.")

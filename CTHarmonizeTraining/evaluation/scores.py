@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from CTHarmonizeLib.ct.acquisition import parse_kernel
+from CTHarmonizeLib.ct.acquisition import target_mtf
 from CTHarmonizeLib.ct.measure import measure_mtf, measure_noise
 from CTHarmonizeTraining.evaluation import measures
 from CTHarmonizeTraining.evaluation.candidates import ENCODER, FILTER, INPUT, MEAN, SAMPLE, Harmonized
@@ -92,11 +92,11 @@ def _noise(image: np.ndarray, spacing: float) -> dict | None:
 def _sharpness(scans: SimulatedScans, result: Harmonized, target: str, skin: bool) -> dict:
     """f50 in lp/cm: the target's own, against the truth, and as a user would measure it at the skin."""
     spacing = scans.protocol.pixel_spacing
-    sharp = parse_kernel("sharp", spacing)  # the truth through the kernel that shows most of it
+    sharp = target_mtf("sharp", spacing)  # the truth through the kernel that shows most of it
     images = [(TARGET, scans.targets[target]), *result.images.items()]
     against = {name: measures.system_mtf(image, scans.clean["sharp"], sharp, spacing) for name, image in images}
     found = {
-        "wanted_f50": parse_kernel(target, spacing).f50,
+        "wanted_f50": target_mtf(target, spacing).f50,
         "f50": {name: mtf.f50() for name, mtf in against.items()},
         "frequency": next(iter(against.values())).frequency.round(3).tolist(),
         "modulation": {name: mtf.modulation.round(4).tolist() for name, mtf in against.items()},

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from CTHarmonizeLib.ct.acquisition import parse_kernel
+from CTHarmonizeLib.ct.acquisition import is_truth, target_mtf
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeTraining.simulation.noise import Exposure, add_noise
@@ -181,11 +181,11 @@ def _scan(true: TrueSlices, number: int, protocol: Protocol) -> dict[str, np.nda
     grid = Grid(protocol.size, protocol.size, protocol.pixel_spacing)
     images = {}
     for kernel in protocol.kernels:
-        mtf = parse_kernel(kernel, protocol.pixel_spacing)
+        mtf = target_mtf(kernel, protocol.pixel_spacing)
         *sources, target, truth = reconstruct(torch.cat((noisy, clean), 2), geometry, mtf, grid).numpy()
         for dose, source in zip(protocol.doses, sources, strict=True):
             images[_source_key(kernel, dose)] = _whole(source)
-        images[f"target_{kernel}"] = _whole(target)
+        images[f"target_{kernel}"] = _whole(truth if is_truth(kernel) else target)
         images[f"clean_{kernel}"] = truth
     return images
 
@@ -200,7 +200,7 @@ def _whole(hu: np.ndarray) -> np.ndarray:
 
 def _facts(true: TrueSlices, number: int, protocol: Protocol) -> str:
     """All that a slice's images depend on."""
-    kernels = {name: repr(parse_kernel(name, protocol.pixel_spacing)) for name in protocol.kernels}
+    kernels = {name: repr(target_mtf(name, protocol.pixel_spacing)) for name in protocol.kernels}
     content = hashlib.sha256(np.ascontiguousarray(true.hu[number], np.float32).tobytes()).hexdigest()
     return json.dumps(
         {"slice": true.indices[number], "pixel": true.pixel, "content": content, "protocol": repr(protocol), **kernels}

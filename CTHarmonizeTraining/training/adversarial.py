@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from CTHarmonizeLib.errors import CannotRunError
 from CTHarmonizeTraining.training.base import StageConfig, item_generators
-from CTHarmonizeTraining.training.image import UNIT_HU, RegressionStage, penalized
+from CTHarmonizeTraining.training.image import UNIT_HU, RegressionStage
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class AdversarialStage(RegressionStage):
     """Regression, and a ``critic`` that tells the network's images from targets.
 
     ``critic(image, planes, acquisition)`` gives a verdict (b,), the higher the more real; image (b, 1, ...) and planes
-    (b, p, ...) are HU in units of :data:`~CTHarmonizeTraining.training.image.UNIT_HU`. What is real is always the noisy
-    target, whatever the content's truth: texture is what a critic is there for.
+    (b, p, ...) are HU in units of :attr:`unit`. What is real is always the target, noisy where it has noise, whatever
+    the content's truth: texture is what a critic is there for.
 
     The critic is no submodule: optimiser, averages and gradient clipping are the network's alone. It has its own
     optimiser, and its gradients are averaged between devices here. Checkpoints hold both.
     """
+
+    unit: float = UNIT_HU
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class AdversarialStage(RegressionStage):
 
     def content(self, image: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """What the generator minimises beside the critic's verdict, of an ``image`` in [0, 1]."""
-        return penalized(self.error(image, batch), self.penalty)
+        return self.distance(self.error(image, batch))
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         image = self.image(batch)
@@ -120,13 +122,13 @@ class AdversarialStage(RegressionStage):
         share = torch.stack(shares).to(real).view(-1, *[1] * (real.ndim - 1))
         between = (share * real + (1.0 - share) * made).requires_grad_(True)
         (gradient,) = torch.autograd.grad(self._verdict(between, batch).sum(), between, create_graph=True)
-        norm = (UNIT_HU * gradient.float()).flatten(1).norm(dim=1)
+        norm = (self.unit * gradient.float()).flatten(1).norm(dim=1)
         values["gradient_norm"] = norm.mean()
         penalty = self.game.gradient_penalty * (norm - 1.0).square().mean()
         return {"loss": penalty - values["distance"], **values}
 
     def _verdict(self, hu: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        return self.critic(hu / UNIT_HU, batch["planes"] / UNIT_HU, batch["acquisition"]).float()
+        return self.critic(hu / self.unit, batch["planes"] / self.unit, batch["acquisition"]).float()
 
     def on_train_start(self) -> None:
         critic, optimizer = self._opponent

@@ -16,6 +16,26 @@ from CTHarmonizeLib.errors import CannotRunError, InputError
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """The learning rate rises to ``highest`` times itself and falls back within so many ``iterations``, over and over,
+    in straight lines (Smith 2017, triangular)."""
+
+    iterations: int
+    highest: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.iterations < 2 or not self.highest >= 1.0:
+            raise InputError(
+                f"A cycle of {self.iterations} iterations up to {self.highest:g} times the learning rate is none: give "
+                "at least 2 and 1."
+            )
+
+    def share(self, step: int) -> float:
+        """Of the learning rate at ``step``, 1 to ``highest``."""
+        return 1.0 + (self.highest - 1.0) * (1.0 - abs(2.0 * (step % self.iterations) / self.iterations - 1.0))
+
+
+@dataclass(frozen=True)
 class Plateau:
     """Lowers the learning rate to its ``factor`` when the training loss, averaged over windows of ``window``
     iterations, has not fallen by ``threshold`` for ``patience`` windows. (Crops are drawn anew all the time, so their
@@ -65,7 +85,8 @@ class StageConfig:
     ``weight_decay``; the learning rate is halved at the given shares of the iterations, rises linearly over the first
     ``warmup`` ones, and falls where the loss no longer does, as ``plateau`` says.
 
-    With ``average`` the stage's result is the exponential moving average of its weights with that decay.
+    With ``cycle`` the rate goes up and down as well. With ``average`` the stage's result is the exponential moving
+    average of its weights with that decay.
     """
 
     iterations: int
@@ -76,6 +97,7 @@ class StageConfig:
     warmup: int = 0
     gradient_clip: float | None = None
     average: float | None = None
+    cycle: Cycle | None = None
     weight_decay: float | None = None
     plateau: Plateau | None = None
 
@@ -89,7 +111,8 @@ class StageConfig:
     def rate(self, step: int) -> float:
         """Learning rate at ``step``, as a share of ``learning_rate``."""
         halvings = sum(step >= share * self.iterations for share in self.halved_at)
-        return 0.5**halvings * min(1.0, (step + 1) / (self.warmup + 1))
+        cycled = 1.0 if self.cycle is None else self.cycle.share(step)
+        return cycled * 0.5**halvings * min(1.0, (step + 1) / (self.warmup + 1))
 
 
 class TrainingStage(L.LightningModule, ABC):
@@ -175,6 +198,9 @@ class Training(ABC):
 
     multiple: int
     """Crops have a whole multiple of so many pixels."""
+
+    towards_truth: bool = False
+    """The method makes the noise-free truth, so all its targets have to be that, and no other method's may be."""
 
     ratio: int | None = None
     """Of methods of volumes: target slices for each source slice."""

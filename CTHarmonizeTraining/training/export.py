@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from CTHarmonizeLib.ct.acquisition import is_truth
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
@@ -30,6 +31,7 @@ from CTHarmonizeLib.request import Request
 from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.evaluation.calibration import calibrate, output_for, validation_stores
+from CTHarmonizeTraining.evaluation.candidates import towards
 from CTHarmonizeTraining.evaluation.invariance import compared
 from CTHarmonizeTraining.evaluation.pairs_table import USUAL_SPACING, evaluate
 from CTHarmonizeTraining.evaluation.volumes import judge_volumes
@@ -158,7 +160,7 @@ def export(
             **trained,
             "data": _with_initial(told.training_data(stores), record),
             "simulated": _simulated(simulation(stores, data), record),
-            "full_dose_share": data.full_dose_share,
+            "full_dose_share": None if data.towards_truth else data.full_dose_share,
             "schedule": _schedule(method, data.size, record),
             "validation": ", ".join(entry["name"] for entry in record["validation"]) or "none",
             "limits": told.limits,
@@ -183,7 +185,7 @@ def export(
             write_model(weights, method, facts, aside)
         reached = {
             "pixel_spacing": float(np.clip(USUAL_SPACING, *facts["pixel_spacing"])),
-            "target_dose": float(facts["target"]["dose"][1]),
+            "target_dose": float(facts["target"]["dose"][1]) if facts["target"]["dose"] else 100.0,
         }
         tests = {"ct": ct, "phantom": phantom}
         for store in volumes or ():
@@ -191,8 +193,8 @@ def export(
         for kind, test in tests.items():
             if test and method.ratio is None:
                 results = evaluate(
-                    folder / kind, slices=slices, model=str(aside), samples=samples, device=device,
-                    cache=folder / "simulated", figures=False, **reached, **{kind: test},
+                    folder / kind, slices=slices, method=method.method, model=str(aside), samples=samples,
+                    device=device, cache=folder / "simulated", figures=False, **reached, **{kind: test},
                 )  # fmt: skip
                 facts["quality"] += quality(results)
         _move(write_model(weights, method, facts, aside), output)
@@ -231,7 +233,8 @@ def quality(results: dict) -> list[dict]:
     data = results["data"]
     entries = []
     for pair in results["pairs"]:
-        mapping = f"{pair['source']} {pair['dose']:g} % to {pair['target']} {pair['target_dose']:g} %"
+        dose = "without noise" if is_truth(pair["target"]) else f"{pair['target_dose']:g} %"
+        mapping = f"{pair['source']} {pair['dose']:g} % to {pair['target']} {dose}"
         rmse = dict(pair["rmse"]["clean"])
         drawn = {key: results[key] for key in ("samples", "temperature")} if "mean" in rmse else {}
         image = "mean of {samples} samples at temperature {temperature:g}".format(**drawn) if drawn else "output"
@@ -269,12 +272,11 @@ def measured_halo(folder: Path, device: str = "auto") -> int:
         for halo in HALOS:
             shutil.copy(folder / WEIGHTS, trial)
             Path(trial, CARD).write_text(json.dumps({**card, "halo": halo}), encoding="utf-8")
-            whole = Request(
-                kernel=float(np.mean(card["target"]["f50"])), dose=card["target"]["dose"][1],
-                method=card["method"], model=trial,
-                source_kernel=float(np.mean(card["source"]["f50"])), samples=2, device=device, precision="float32",
-                augment=not method_named(card["method"]).stochastic,
+            asked = Request(
+                method=card["method"], model=trial, source_kernel=float(np.mean(card["source"]["f50"])), samples=2,
+                device=device, precision="float32", augment=not method_named(card["method"]).stochastic,
             )  # fmt: skip
+            whole = towards(asked, float(np.mean(card["target"]["f50"])), (card["target"]["dose"] or [100.0])[-1])
             (difference,) = compared(volume, whole, [("tiles", replace(whole, tile=128))])
             largest = max(difference.largest.get(name, 0.0) for name in ("standard_deviation", "augmentation_spread"))
             say(f"halo {halo}: tiles differ by {largest:.4f} HU at most")
@@ -341,6 +343,8 @@ def _stage(name: str, stage: StageConfig, size: int) -> str:
     words += f"Adam {stage.learning_rate:g}"
     if stage.halved_at:
         words += f", halved after {', '.join(f'{100 * share:g}' for share in stage.halved_at)} %"
+    if stage.cycle:
+        words += f", up to {stage.cycle.highest:g} times that and back every {stage.cycle.iterations} iterations"
     if stage.plateau:
         words += f", times {stage.plateau.factor:g} where the loss stays"
     if stage.weight_decay:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from CTHarmonizeLib.ct.acquisition import Acquisition, NoiseTable, parse_kernel
+from CTHarmonizeLib.ct.acquisition import TRUTH, Acquisition, NoiseTable, parse_kernel, target_mtf
 from CTHarmonizeLib.ct.mtf import NYQUIST_SHARE, nyquist
 from CTHarmonizeLib.methods.conditioning import acquisitions_of
 from CTHarmonizeTraining.data.measured import FULL_DOSE, MeasuredPairs, averaged
@@ -52,16 +52,21 @@ def simulation(stores: Sequence[Path], data: DataConfig) -> str:
     sentences = []
     if len(opened) < len(stores):
         options, share = data.simulated, data.full_dose_share
-        kernels = (
-            f"kernels drawn continuously from an f50 of {LOWEST_F50:g} lp/cm to 0.8 of Nyquist's frequency"
-            if options.kernels is None
-            else f"kernels {options.kernels[0]} (source) and {options.kernels[1]} (target)"
-        )
+        drawn = f"drawn continuously from an f50 of {LOWEST_F50:g} lp/cm to 0.8 of Nyquist's frequency"
+        source, target = options.kernels or (None, None)
+        kernels = f"kernels {drawn}"
+        if options.kernels is not None:
+            kernels = f"kernels {source or drawn} (source) and {target} (target)"
         low, high = options.pixel_range
         pixels = f"{low:g} mm" if low == high else f"{low:g} to {high:g} mm"
         sentences.append(
             "Pairs rendered from scenes of parallel-beam scans with Poisson and electronic noise; "
-            f"{kernels}; pixels of {pixels}; {100.0 * share:g} % of the targets at full dose, the others at any."
+            f"{kernels}; pixels of {pixels}; "
+            + (
+                f"the target {TRUTH}: without noise, f50 at {NYQUIST_SHARE:g} of Nyquist's frequency."
+                if data.towards_truth
+                else f"{100.0 * share:g} % of the targets at full dose, the others at any."
+            )
         )
     if made:
         ways = dict.fromkeys(_way(store) for store in made)
@@ -127,7 +132,10 @@ def _simulated(
     reach = [LOWEST_F50, round(NYQUIST_SHARE * nyquist(spacing[0]), 2)]
     f50 = [reach, reach]
     if kernels is not None:  # large pixels hold sharp kernels down
-        f50 = [_around([parse_kernel(kernel, pixel).f50 for pixel in spacing]) for kernel in kernels]
+        f50 = [
+            reach if kernel is None else _around([target_mtf(kernel, pixel).f50 for pixel in spacing])
+            for kernel in kernels
+        ]
     table = noise_table(samplers)
     pairs = PairDataset(
         stores, _DRAWN, 32, 1, weights=weights, full_dose_share=data.full_dose_share, **asdict(data.simulated)
@@ -135,11 +143,12 @@ def _simulated(
     told = [acquisitions_of(pairs[index]["acquisition"].tolist()) for index in range(_DRAWN)]
     noise = np.array([source.noise for source, _ in told])
     doses = [NoiseTable.from_card(table).dose(target.f50, target.noise) for _, target in told]
+    dose = None if data.towards_truth else [_lowest_dose(doses), 100]
     return {
         "pixel_spacing": list(spacing),
         "slice_thickness": _around([sampler.thickness for sampler in samplers]),
         "source": {"f50": f50[0], "noise": [float(f"{value:.2g}") for value in np.percentile(noise, (0.5, 99.5))]},
-        "target": {"f50": f50[1], "dose": [_lowest_dose(doses), 100], "thickness": None},
+        "target": {"f50": f50[1], "dose": dose, "thickness": None},
         "noise_at_full_dose": table,
     }
 

@@ -78,7 +78,8 @@ def fit(
     held_out_stores = _held_out(stores, validation)
     if shared := {*map(_identity, training_stores)} & {*map(_identity, held_out_stores)}:
         raise InputError(f"The store '{min(shared)}' would be trained and validated on: take one of them away.")
-    dataset = _dataset([*training_stores, *held_out_stores], method.truth)
+    _check_target(method, data)
+    dataset = _dataset([*training_stores, *held_out_stores], method)
     _check_slices(method, data, dataset)
     kind = data.measured if dataset is MeasuredPairs else data.simulated
     options = {"size": data.size, "planes": method.planes, "full_dose_share": data.full_dose_share, **asdict(kind)}
@@ -119,16 +120,28 @@ def _identity(store: Path) -> str:
     return str(store.resolve())
 
 
-def _dataset(stores: Sequence[Path], truth: str) -> type[PairDataset] | type[MeasuredPairs]:
-    """What reads ``stores``. Raises InputError where they are of two kinds, or cannot give the ``truth``."""
+def _check_target(method: Training, data: DataConfig) -> None:
+    """Raise InputError where the data's targets are not what the method says that it makes."""
+    if method.towards_truth != data.towards_truth:
+        raise InputError(
+            "The method makes the noise-free truth: the configuration's data.simulated.kernels has to be [null, truth]."
+            if method.towards_truth
+            else "Only a method that makes the noise-free truth, such as physics-gan, can be trained towards it."
+        )
+
+
+def _dataset(stores: Sequence[Path], method: Training) -> type[PairDataset] | type[MeasuredPairs]:
+    """What reads ``stores``. Raises InputError where they are of two kinds, or cannot give the method's truth."""
     measured = {PatientStore.recognizes(path) for path in stores}
     if len(measured) == 2:
         raise InputError("Simulated scenes and measured pairs cannot be mixed: train on one kind of store.")
     if measured == {False}:
         return PairDataset
-    if truth != "target":
+    if method.towards_truth:
+        raise InputError("Measured pairs have no noise-free truth: train this method on scenes of procedural phantoms.")
+    if method.truth != "target":
         raise InputError(
-            f"Measured pairs have no noise-free image: the configuration's truth has to be target, not {truth}."
+            f"Measured pairs have no noise-free image: the configuration's truth has to be target, not {method.truth}."
         )
     return MeasuredPairs
 

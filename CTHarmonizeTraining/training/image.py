@@ -70,9 +70,13 @@ class RegressionStage(ImageStage):
         """The network's image, (b, 1, h, w) in [0, 1]."""
         return self.network(*self.inputs(batch))
 
+    def distance(self, error: Tensor) -> Tensor:
+        """What an ``error`` in HU costs."""
+        return penalized(error, self.penalty)
+
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         error = self.error(self.image(batch), batch)
-        return {"loss": penalized(error, self.penalty), "mse_hu2": error.detach().square().mean()}
+        return {"loss": self.distance(error), "mse_hu2": error.detach().square().mean()}
 
     def pictures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         estimate = self.hu(self.image(batch))

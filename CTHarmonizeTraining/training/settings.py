@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from CTHarmonizeLib.ct.acquisition import is_truth
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.files import write_whole
 from CTHarmonizeTraining.training.base import Training, plain
@@ -20,7 +21,7 @@ CONFIG = "config.yaml"
 class SimulatedOptions:
     """Of pairs from simulated scenes: see :class:`~CTHarmonizeTraining.data.pairs.PairDataset`."""
 
-    kernels: tuple[str, str] | None = None
+    kernels: tuple[str | None, str] | None = None
     pixel_range: tuple[float, float] = (0.45, 1.0)
     measurement_error: float = 0.12
 
@@ -46,6 +47,11 @@ class DataConfig:
     full_dose_share: float = 0.6
     simulated: SimulatedOptions = field(default_factory=SimulatedOptions)
     measured: MeasuredOptions = field(default_factory=MeasuredOptions)
+
+    @property
+    def towards_truth(self) -> bool:
+        """Whether the targets of simulated pairs are the noise-free truth."""
+        return self.simulated.kernels is not None and is_truth(self.simulated.kernels[1])
 
 
 def shipped(name: str) -> str:

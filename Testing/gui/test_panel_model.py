@@ -68,3 +68,44 @@ def test_samples_make_mean_and_deviation(host, widget, folder):
     assert kept.GetAttribute("CTHarmonize.model") == "Test model 1"
     assert len(kept.GetAttribute("CTHarmonize.modelChecksum")) == 64
     assert str(job.folder.path) not in kept.GetAttribute("CTHarmonize.report")
+
+
+@pytest.fixture
+def truthful(host, tmp_path):
+    """The panel with a small untrained model that makes the truth."""
+    from model_folder import make_model_folder
+
+    from CTHarmonizeGui import phantom, registry
+    from CTHarmonizeLib.networks.physics import PhysicsConfig, PhysicsGenerator
+
+    config = PhysicsConfig(channels=4, depth=1, images=1, hidden=2, frequencies=1, stride=2)
+    target = {"f50": [3.0, 9.0], "dose": None, "thickness": None}
+    folder = make_model_folder(tmp_path / "truth", PhysicsGenerator(config), method="physics-gan", target=target)
+    widget = host.loadModule(REPOSITORY / "CTHarmonize/CTHarmonize.py")
+    widget.ui.inputSelector.setCurrentNode(phantom.addPhantom(2, 64))
+    host.answerNext(str(folder))
+    widget.ui.addModelButton.click()
+    yield widget
+    registry.endAll()
+
+
+def test_a_method_that_makes_the_truth_leaves_nothing_to_choose(host, truthful):
+    ui = truthful.ui
+    assert ui.methodComboBox.currentText == "Physics-informed GAN"
+    kernels = [ui.targetKernelComboBox.itemText(i) for i in range(ui.targetKernelComboBox.count)]
+    assert kernels == ["Truth (noise-free)"] and not ui.targetKernelSpinBox.visible
+    assert not ui.targetDoseSlider.visible and not ui.targetDoseLabel.visible
+    request = truthful.panel.request()
+    assert request["targetKernel"] == "truth" and request["targetDose"] is None and request["samples"] is None
+    assert host.process(60.0, until=lambda: not truthful.panel._detector.busy)
+    assert ui.expectedLabel.text.endswith("lp/cm, no noise")
+    ui.applyButton.click()
+    job = truthful.panel.job
+    assert host.process(240.0, until=lambda: job.finished) and job.state == "done", job.error
+    assert job.harmonizedVolume.GetName() == "CT phantom harmonized (truth)"
+    assert job.report["target"]["acquisition"]["noise"] == 0.0 and job.report["target"]["dose"] is None
+    names = [ui.methodComboBox.itemData(i) for i in range(ui.methodComboBox.count)]
+    ui.methodComboBox.setCurrentIndex(names.index("mtf-filter"))  # the reader's own choice comes back
+    assert ui.targetKernelComboBox.currentText == "Medium" and ui.targetKernelSpinBox.visible
+    assert ui.targetDoseSlider.visible and not ui.targetDoseSlider.enabled
+    assert truthful.panel.request()["targetKernel"] == "medium"

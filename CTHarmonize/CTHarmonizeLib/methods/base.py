@@ -49,7 +49,8 @@ class Method(ABC):
 
     Class attributes: ``name`` (command line, cards), ``title`` and ``summary`` (one sentence) for people,
     ``stochastic`` (draws samples), ``needs_model`` (has weights), ``target_fields`` (what of the target it can
-    set: of ``kernel``, ``dose``, ``thickness``), ``packages`` (optional ones that it needs).
+    set: of ``kernel``, ``dose``, ``thickness``), ``makes_truth`` (its only target is the noise-free truth),
+    ``packages`` (optional ones that it needs).
     Instance attributes, which a method may set in ``__init__``: ``window`` (HU outside of which voxels pass
     through), ``halo`` (pixels of context that a tile needs on each side), ``multiple`` (a tile's sides and
     corner are multiples of it; each latent's stride divides it), ``anchor_mm`` (sigma of the Gaussian whose
@@ -65,6 +66,7 @@ class Method(ABC):
     stochastic: ClassVar[bool] = False
     needs_model: ClassVar[bool] = True
     target_fields: ClassVar[frozenset[str]] = frozenset()
+    makes_truth: ClassVar[bool] = False
     packages: ClassVar[tuple[Package, ...]] = ()
 
     window: tuple[float, float] = (-1100.0, float("inf"))

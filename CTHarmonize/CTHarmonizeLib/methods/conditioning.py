@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.methods.mtf_filter import apply_filter
 
@@ -57,6 +59,19 @@ def acquisitions_of(vector: Sequence[float]) -> tuple[Acquisition, Acquisition]:
         )
 
     return of(*both[:5]), of(*both[5:])
+
+
+MTF_SAMPLES = 64
+"""Of an :func:`mtf_map`'s side, as in Zarei et al. (2024)."""
+
+
+def mtf_map(acquisition: Acquisition) -> np.ndarray:
+    """Modulation (MTF_SAMPLES, MTF_SAMPLES), float32, that an image of ``acquisition`` has at the middles of equal
+    cells between minus and plus the Nyquist frequency: in cycles per pixel, so that it is the same for images of any
+    size. Rows and columns as the image's."""
+    per_pixel = (np.arange(MTF_SAMPLES) + 0.5) / MTF_SAMPLES - 0.5
+    frequency = np.hypot(per_pixel[:, None], per_pixel) * 10.0 / acquisition.pixel_spacing  # lp/cm
+    return acquisition.mtf()(frequency).astype(np.float32)
 
 
 def source_planes(slices: Tensor, source: Acquisition, target: Acquisition, planes: int) -> Tensor:

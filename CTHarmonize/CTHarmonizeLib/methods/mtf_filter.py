@@ -23,7 +23,6 @@ REGULARISATION = 0.01
 1 + peak / (2 sqrt(REGULARISATION)), 6 without overshoot."""
 
 _FLOOR = 1e-4  # keeps 0 / 0 at 1
-_MARGIN = 48  # pixels of reflected border; the filters have died out by then
 
 
 def wiener_ratio(
@@ -59,20 +58,14 @@ def filter_slices(slices: Tensor, gain: Callable[[tuple[int, int]], np.ndarray])
     Borders are reflected before the Fourier transform, so that opposite sides do not mix.
     """
     import torch
-    from scipy.fft import next_fast_len
-    from torch.nn import functional as F
 
-    rows, columns = slices.shape[-2:]
-    before = [min(_MARGIN, side - 1) for side in (rows, columns)]
-    after = [
-        min(next_fast_len(side + 2 * margin, real=True) - side - margin, side - 1)
-        for side, margin in zip((rows, columns), before, strict=True)
-    ]
-    padded = F.pad(slices[:, None], (before[1], after[1], before[0], after[0]), mode="reflect")[:, 0]
+    from CTHarmonizeLib.networks.fourier import reflected
+
+    padded, inner = reflected(slices)
     shape = tuple(padded.shape[-2:])
     factor = torch.from_numpy(gain(shape).astype(np.float32)).to(slices.device)
     filtered = torch.fft.irfft2(torch.fft.rfft2(padded) * factor, s=shape)
-    return filtered[:, before[0] : before[0] + rows, before[1] : before[1] + columns]
+    return filtered[inner]
 
 
 class MtfFilter(Method):

@@ -84,9 +84,13 @@ class Block(nn.Module):
 
 
 class UNet(ImageNetwork):
-    """Contracting and expanding path, joined at each resolution."""
+    """Contracting and expanding path, joined at each resolution.
 
-    def __init__(self, config: UNetConfig = UNetConfig()) -> None:
+    ``images``: how many are made, each the last plane plus a correction of its own; a part of another network may need
+    more than one.
+    """
+
+    def __init__(self, config: UNetConfig = UNetConfig(), images: int = 1) -> None:
         super().__init__(config.planes, config.channels, config.conditions, config.stride, config.gain)
         self.config = config
         self.whole_slices = config.attention == "scse"
@@ -100,7 +104,7 @@ class UNet(ImageNetwork):
         self.down = nn.ModuleList(block(widths[max(level - 1, 0)], width) for level, width in enumerate(widths))
         self.rise = nn.ModuleList(nn.ConvTranspose2d(2 * width, width, 2, 2) for width in reversed(widths[:-1]))
         self.up = nn.ModuleList(block(2 * width, width) for width in reversed(widths[:-1]))
-        self.last = nn.Conv2d(config.channels, config.stride**2, 1)
+        self.last = nn.Conv2d(config.channels, images * config.stride**2, 1)
         nn.init.zeros_(self.last.bias)
         self.last.weight.data.mul_(0.1)
 
