@@ -9,20 +9,25 @@ import numpy as np
 import pytest
 import torch
 from test_data import write_store
+from test_export import SMALL, about, disk
 from test_fit import BATCH, CPU, STEPS, Watcher
 from torch.nn import functional as F
 
+from CTHarmonizeLib import harmonize
 from CTHarmonizeLib.ct.acquisition import Acquisition, target_acquisition, truth_mtf
+from CTHarmonizeLib.ct.io import read_volume
+from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.conditioning import CONDITIONS, acquisition_vector, acquisitions_of, mtf_map
 from CTHarmonizeLib.models import load_model
 from CTHarmonizeLib.networks.physics import PhysicsConfig
 from CTHarmonizeTraining.data.pairs import PairDataset
 from CTHarmonizeTraining.evaluation.candidates import towards
+from CTHarmonizeTraining.training import export as exporting
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.adversarial import AdversarialStage, Game
 from CTHarmonizeTraining.training.base import Cycle, StageConfig
-from CTHarmonizeTraining.training.export import quality, write_model
+from CTHarmonizeTraining.training.export import export, quality, write_model
 from CTHarmonizeTraining.training.facts import data_facts, noise_table, simulation
 from CTHarmonizeTraining.training.fit import fit
 from CTHarmonizeTraining.training.loader import Pairs
@@ -340,3 +345,23 @@ def test_noise_on_a_truths_card_can_be_inverted(phantom: Path) -> None:
     target = target_acquisition(source, table, "truth")
     assert table.dose(target.f50, target.noise) == np.inf
     assert table.dose(4.0, table.noise(4.0, 50.0)) == pytest.approx(50)
+
+
+def test_export_judges_it_on_the_truth(phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, from training to a model folder whose quality is measured against the truth, from every named kernel."""
+    short = {"regression": stage_config(2), "adversarial": stage_config(2)}
+    fit(phantom, tmp_path / "run", method=training(**short), data=DATA, machine=CPU)
+    disk(tmp_path)
+    monkeypatch.setattr(exporting, "evaluate", SMALL)
+    named = about(tmp_path, data=[{"stores": "phantom*", "name": "A disk", "licence": "CC0"}])
+    export(tmp_path / "run", tmp_path / "model", named, ct=tmp_path / "test.nrrd", slices=1, samples=2, device="cpu")
+    card = load_model(tmp_path / "model").card
+    assert card["target"]["dose"] is None and card["training"]["full_dose_share"] is None
+    assert "up to 3 times that and back every 4 iterations" in card["training"]["schedule"]
+    measures = [entry["measure"] for entry in card["quality"]]
+    assert len(measures) == 6 and all("to truth without noise; output" in measure for measure in measures)
+    assert all(entry["value"] > 0.0 for entry in card["quality"])
+    hu = read_volume(tmp_path / "test.nrrd").hu
+    scan = Volume(hu.astype(np.float32), (0.8, 0.8, 2.0))
+    result = harmonize(scan, method="physics-gan", model=str(tmp_path / "model"), device="cpu")
+    assert result.report["target"]["acquisition"]["noise"] == 0.0
