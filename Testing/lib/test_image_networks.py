@@ -76,6 +76,9 @@ def test_what_is_told_of_the_acquisition_changes_the_image(name: str) -> None:
     planes, acquisition = torch.rand(1, 2, 16, 16), torch.zeros(1, CONDITIONS)
     one, other = network(planes, acquisition), network(planes, acquisition + 1.0)
     assert float((one - other).abs().max()) > 1e-4
+    exact = stirred(name)
+    exact.use_precision(torch.bfloat16)
+    assert torch.equal(exact.first.weight, network.first.weight)  # not rounded on the way
     with torch.inference_mode():
         half = stirred(name).use_precision(torch.bfloat16)(planes, acquisition)
     assert half.dtype == torch.float32 and float((half - one).abs().max()) < 0.03

@@ -138,4 +138,5 @@ class VolumeMethod(LearnedMethod):
 
     def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
         seen = slices + 2 * self.context
-        return self.factor * seen * rows * columns * (self.precision.itemsize * self.network.widest + 64)
+        size = self.precision.itemsize + 1  # the last layer's input in float32 too
+        return self.factor * seen * rows * columns * (size * self.network.widest + 64)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from CTHarmonizeLib.networks.conditional import Modulation
+from CTHarmonizeLib.networks.conditional import Modulation, convert
 from CTHarmonizeLib.networks.rrdb import RRDBEncoder
 
 APPENDIX = (
@@ -61,7 +61,7 @@ class AppendixConditioning(nn.Module):
     def use_precision(self, dtype: torch.dtype) -> None:
         """All but the first layer and the normalisations in ``dtype``."""
         norms = [module for module in self.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
-        _convert(self, dtype, [self.levels[0][0], *norms])
+        convert(self, dtype, [self.levels[0][0], *norms])
 
     def forward(self, planes: Tensor, embedding: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         """Features (b, channels, h / 2^level, w / 2^level) of each level, and the dense level's (b, 256) or None."""
@@ -98,7 +98,7 @@ class EncoderConditioning(nn.Module):
 
     def use_precision(self, dtype: torch.dtype) -> None:
         """All but the encoder's first layer in ``dtype``."""
-        _convert(self, dtype, [self.encoder.first])
+        convert(self, dtype, [self.encoder.first])
 
     def forward(self, planes: Tensor, embedding: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """Features of each level, as :class:`AppendixConditioning` has them, and the estimate (b, 1, h, w)."""
@@ -110,13 +110,6 @@ class EncoderConditioning(nn.Module):
             level = F.leaky_relu(level, 0.2)
             features.append(self.modulations[number](level, embedding) if self.modulations else level)
         return features, estimate
-
-
-def _convert(module: nn.Module, dtype: torch.dtype, but: Sequence[nn.Module]) -> None:
-    """Parameters to ``dtype``, without those ``but``: there and back again would round them."""
-    for layer in module.modules():
-        if not any(layer is kept for kept in but) and not list(layer.children()):
-            layer.to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def _layers(incoming: int, layers: Sequence[tuple[int, int, int, bool]], opened: bool) -> nn.Sequential:

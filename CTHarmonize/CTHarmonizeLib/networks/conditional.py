@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +22,18 @@ def acquisition_embedding(conditions: int) -> nn.Sequential | None:
 def embedded(embedding: nn.Sequential | None, acquisition: Tensor | None) -> Tensor | None:
     """``acquisition`` through ``embedding``, in the type of its weights."""
     return None if embedding is None else embedding(acquisition.to(embedding[0].weight.dtype))
+
+
+def convert(
+    module: nn.Module,
+    dtype: torch.dtype,
+    but: Sequence[nn.Module] = (),
+    memory_format: torch.memory_format = torch.channels_last,
+) -> None:
+    """All layers of ``module`` in ``dtype`` without those ``but``: going there and back again would round them."""
+    for layer in module.modules():
+        if not any(layer is kept for kept in but) and not list(layer.children()):
+            layer.to(dtype=dtype, memory_format=memory_format)
 
 
 class Modulation(nn.Module):
@@ -56,8 +70,7 @@ class ImageNetwork(nn.Module):
 
     def use_precision(self, dtype: torch.dtype) -> ImageNetwork:
         """Run all but the first layer in ``dtype`` (bfloat16 or float32)."""
-        self.to(dtype=dtype, memory_format=torch.channels_last)
-        self.first.to(torch.float32)
+        convert(self, dtype, [self.first])
         return self
 
     def forward(self, planes: Tensor, acquisition: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
+from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, convert, embedded
 from CTHarmonizeLib.networks.config import NetworkConfig
 from CTHarmonizeLib.networks.invertible import FlowStep, Split, Squeeze, TransitionStep
 from CTHarmonizeLib.networks.rrdb import RRDBEncoder
@@ -137,8 +137,7 @@ class CTFlow(nn.Module):
     def use_precision(self, dtype: torch.dtype) -> CTFlow:
         """Run encoder and subnetworks in ``dtype`` (bfloat16 or float32); what inverts, and the encoder's first
         layer, stay float32."""
-        self.encoder.to(dtype=dtype, memory_format=torch.channels_last)
-        self.encoder.first.to(torch.float32)
+        convert(self.encoder, dtype, [self.encoder.first])
         if self.embedding is not None:
             self.embedding.to(dtype)
         for level in self.levels:

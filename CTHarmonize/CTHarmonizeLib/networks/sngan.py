@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
+from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, convert, embedded
 from CTHarmonizeLib.networks.config import NetworkConfig
 
 _SKIPS = ("none", "nearest", "linear")
@@ -101,9 +101,7 @@ class VolumeGenerator(nn.Module):
 
     def use_precision(self, dtype: torch.dtype) -> VolumeGenerator:
         """Run all but the first and last layer in ``dtype`` (bfloat16 or float32)."""
-        self.to(dtype=dtype, memory_format=torch.channels_last_3d)
-        for layer in (self.first, self.last):
-            layer.to(torch.float32)
+        convert(self, dtype, [self.first, self.last], torch.channels_last_3d)
         return self
 
     def forward(self, planes: Tensor, acquisition: Tensor | None = None) -> Tensor:
