@@ -13,12 +13,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from CTHarmonizeLib.device import choose_device, choose_precision
-from CTHarmonizeLib.errors import CannotRunError
+from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeTraining.training.base import TrainingStage
 from CTHarmonizeTraining.training.callbacks import AveragedWeights, Pictures, Progress
-from CTHarmonizeTraining.training.loader import Pairs
+from CTHarmonizeTraining.training.loader import Pairs, RankBatches
 
 LOGS = "log"
 
@@ -53,6 +54,26 @@ class Machine:
         device = choose_device("cuda" if self.accelerator == "gpu" else self.accelerator)
         native = choose_precision(device) is torch.bfloat16
         return device, ("bf16-mixed" if native else "32-true") if self.precision == "auto" else self.precision
+
+    def check(self, batches: Sequence[int]) -> None:
+        """Raise InputError where Lightning would refuse these settings, or where one of ``batches`` cannot be shared
+        by the devices."""
+        if self.devices == 0 or self.nodes < 1:
+            raise InputError("Training needs a device: give --machine.devices and --machine.nodes 1 or more, or auto.")
+        if self.checkpoint_every < 1 or self.validate_every < 1:
+            raise InputError("Checkpoints and validation come every so many iterations: give 1 or more.")
+        device, precision = self.chosen()
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        try:
+            trainer = L.Trainer(
+                precision=precision, accelerator=device.type, devices=self.devices, num_nodes=self.nodes, logger=False,
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"Training cannot run with these settings of --machine: {reason}") from error
+        for batch in batches:
+            RankBatches(batch, batch, ranks=trainer.world_size)
 
 
 def run_stage(

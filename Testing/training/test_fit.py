@@ -23,6 +23,7 @@ from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig
 from CTHarmonizeTraining.cli import main
 from CTHarmonizeTraining.data.pairs import PairDataset
+from CTHarmonizeTraining.simulation.scenes import SceneStore
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import StageConfig
 from CTHarmonizeTraining.training.ctflow import CTFlowTraining, EncoderStage, FlowStage
@@ -242,11 +243,26 @@ def test_a_run_starts_from_a_models_weights(store: Path, tmp_path: Path) -> None
         ({"seed": -1}, "A seed of -1 is out of range"),
         ({"weights": {"scenes": 0.0}}, "leave no store to draw from"),
         ({"weights": {"none": 1.0}}, "no store called none"),
+        ({"machine": replace(CPU, devices=0)}, "needs a device: give --machine.devices"),
+        ({"machine": replace(CPU, devices=3)}, "batch of 2 cannot be shared evenly by 3"),
+        ({"machine": replace(CPU, precision="7-bit")}, "cannot run with these settings of --machine: .*7-bit"),
+        ({"machine": replace(CPU, validate_every=0)}, "every so many iterations"),
     ],
 )
-def test_what_cannot_be_trained_is_one_sentence(changes: dict, words: str, store: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(
+    changes: dict, words: str, store: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=words):
         fit(store, tmp_path / "run", tiny_training(), **{"data": DataConfig(32), "machine": CPU, **changes})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_without_scenes_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.zarr"
+    SceneStore.create(empty, 2, source="phantom:1", seed=0, slice_thickness=2.0, views=64, per_slice=1)
+    with pytest.raises(InputError, match="holds no simulated scenes"):
+        fit(empty, tmp_path / "run", tiny_training(), DataConfig(32), machine=CPU)
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
