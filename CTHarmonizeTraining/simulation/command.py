@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from CTHarmonizeLib.ct.dicom import DicomFacts
 from CTHarmonizeLib.ct.io import write_nrrd
+from CTHarmonizeLib.ct.kernels import SIMULATOR, simulated_kernel
 from CTHarmonizeLib.ct.mtf import Mtf
 from CTHarmonizeLib.device import choose_device
 from CTHarmonizeLib.errors import CannotRunError, InputError
@@ -26,7 +28,7 @@ from CTHarmonizeTraining.simulation.projector import Geometry
 from CTHarmonizeTraining.simulation.report import measure_sides, write_report
 from CTHarmonizeTraining.simulation.scanner import Scanner
 from CTHarmonizeTraining.simulation.scenes import simulate_scenes
-from CTHarmonizeTraining.simulation.subject import check, read_subject
+from CTHarmonizeTraining.simulation.subject import Subject, check, read_subject
 
 
 def simulate(
@@ -197,13 +199,36 @@ def simulate(
         write_store(output, volumes, {"source": source, "target": own}, facts, subject.name)
         return
     for name, volume in volumes.items():
-        write_nrrd(volume, output / f"{name}.nrrd")
+        side = source if name == "source" else target
+        header = _header(side, volume.spacing[2]) if insert_noise is None else _own_header(subject)
+        write_nrrd(volume, output / f"{name}.nrrd", header=header)
     write_whole(output / "simulation.json", json.dumps(facts, indent=1) + "\n")
     if report:
         say("measuring for the report")
         sides = {"source": source, "target": target} if insert_noise is None else {"source": source}
         measured = measure_sides(scanner, sides, seed, where)
         write_report(output / "report.html", f"Simulated pair of {subject.name}", facts, volumes, sides, measured)
+
+
+def _header(side: Side, thickness: float) -> dict[str, str]:
+    """What an image's tags say of its scan; no dose, which percent do not tell."""
+    return {
+        "Manufacturer": SIMULATOR,
+        "ConvolutionKernel": simulated_kernel(str(side.kernel), side.mtf),
+        "SliceThickness": f"{thickness:g}",
+        "SeriesDescription": f"Simulated by CTHarmonize {__version__}",
+    }
+
+
+def _own_header(subject: Subject) -> dict[str, str]:
+    """What is still true of a CT that noise was inserted into: the kernel is its own, as far as its tags said."""
+    facts = subject.facts or DicomFacts()
+    tags = {
+        "Manufacturer": facts.manufacturer,
+        "ConvolutionKernel": facts.kernel,
+        "SliceThickness": f"{facts.slice_thickness or subject.spacing[2]:g}",
+    }
+    return {name: value for name, value in tags.items() if value}
 
 
 def _scanner(

@@ -9,6 +9,8 @@ import SimpleITK
 import torch
 import zarr
 
+from CTHarmonizeLib.ct.acquisition import parse_kernel
+from CTHarmonizeLib.ct.describe import describe
 from CTHarmonizeLib.ct.io import read_volume, write_nrrd
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS
 from CTHarmonizeLib.ct.volume import Volume
@@ -194,6 +196,25 @@ def test_slices_that_fill_no_thick_one_are_left_out(ct, tmp_path):
     facts = json.loads((tmp_path / "simulation.json").read_text(encoding="utf-8"))
     assert facts["slices"] == [0, 2] and any("last 1 slices" in warning for warning in facts["warnings"])
     assert read_volume(tmp_path / "source.nrrd").shape[0] == 2
+
+
+def test_an_image_says_with_which_kernel_it_was_simulated(ct, pair, tmp_path):
+    for name, f50 in (("source", NAMED_KERNELS["smooth"].f50), ("target", 3.5), ("target_noise_free", 3.5)):
+        described = describe(read_volume(pair / f"{name}.nrrd"))
+        assert described.acquisition.f50 == pytest.approx(f50, abs=1e-3), name
+        assert described.sources["f50"] == described.sources["slice_thickness"] == "header"
+        assert described.exposure_mas is None and described.acquisition.slice_thickness == SPACING[2]
+    assert described.kernel_name == "simulated 3.5"
+    given = dict(slices="1:3", views=VIEWS, device="cpu")
+    simulate(str(ct), tmp_path, "sharp", 25, "ge-lung", 100, 0.6, target_thickness=5.0, **given)
+    lung, described = parse_kernel("ge-lung", 0.6), describe(read_volume(tmp_path / "target.nrrd"))
+    for name in ("f50", "f10", "peak"):
+        told = getattr(described.acquisition, name.replace("peak", "mtf_peak"))
+        assert told == pytest.approx(getattr(lung, name), rel=1e-3)
+    assert described.kernel_name == "simulated ge-lung" and described.acquisition.slice_thickness == 5.0
+    simulate(str(tmp_path / "source.nrrd"), tmp_path / "low", views=VIEWS, device="cpu", insert_noise=20)
+    kept = describe(read_volume(tmp_path / "low" / "source.nrrd"))  # noise changes no sharpness
+    assert kept.acquisition.f50 == pytest.approx(NAMED_KERNELS["sharp"].f50, abs=1e-3)
 
 
 def test_inserted_noise_is_that_of_a_scan_at_the_lower_dose(tmp_path):
