@@ -248,6 +248,38 @@ def test_a_cut_out_is_warned_of(tmp_path):
     assert any("outside the circle" in warning for warning in warnings)
 
 
+@pytest.mark.parametrize("scenes", [0, 1])
+def test_a_field_of_view_that_cuts_the_body_off_is_warned_of(tmp_path, monkeypatch, capsys, scenes):
+    monkeypatch.setattr(scan, "SCENE_ROWS", 32)
+    monkeypatch.setattr("CTHarmonizeTraining.simulation.scenes.SCENE_ROWS", 32)
+    y, x = np.mgrid[:48, :48].astype(float)
+    body = np.where(np.hypot(x - 23.5, y - 23.5) > 24, -2000, 40)  # the scanner's padding around its field of view
+    path = write_nrrd(Volume(body[None].astype(np.int16), SPACING), tmp_path / "cut.nrrd")
+    given = dict(source_kernel="smooth", target_kernel="smooth", views=VIEWS, device="cpu", scenes=scenes)
+    simulate(str(path), tmp_path / "out", **given)
+    assert "Up to 100 % of the edge of the field of view lies inside the body" in capsys.readouterr().err
+
+
+def test_images_of_another_run_do_not_stay_beside_new_ones(ct, tmp_path):
+    given = dict(slices=":1", views=VIEWS, device="cpu", source_kernel="smooth", target_kernel="smooth")
+    simulate(str(ct), tmp_path, **given, report=True)
+    simulate(str(ct), tmp_path, **given, insert_noise=20)
+    assert {path.name for path in tmp_path.iterdir()} == {"source.nrrd", "target.nrrd", "simulation.json"}
+
+
+def test_scenes_go_into_no_folder_of_something_else(ct, pair, tmp_path):
+    for other in (pair, tmp_path / "pair.zarr"):
+        if other != pair:
+            given = dict(source_kernel="smooth", target_kernel="smooth", slices="1:3", views=VIEWS, device="cpu")
+            simulate(str(ct), other, **given)
+        before = sorted(other.rglob("*"))
+        with pytest.raises(InputError, match="holds something else"):
+            simulate(str(ct), other, views=VIEWS, device="cpu", scenes=1)
+        assert sorted(other.rglob("*")) == before
+    with pytest.raises(InputError, match="is a store, which would be mixed with images"):
+        simulate(str(ct), tmp_path / "pair.zarr" / "0", views=VIEWS, device="cpu")
+
+
 def test_a_phantom_is_scanned_from_the_head_down(monkeypatch, tmp_path):
     small = phantom.ChestPhantom(3, pixel=8.0, size=50, emphysema=0.3)
     monkeypatch.setattr(phantom, "ChestPhantom", {3: small}.__getitem__)
