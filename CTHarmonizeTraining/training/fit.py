@@ -24,6 +24,7 @@ from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.models import Model, find_model
 from CTHarmonizeLib.version import __version__
+from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.data.measured import MeasuredPairs
 from CTHarmonizeTraining.data.pairs import PairDataset, weights_of
 from CTHarmonizeTraining.data.patient import PatientStore
@@ -110,11 +111,14 @@ def fit(
         "precision": machine.chosen()[1],
     }
     _keep(output, method, data, record, _words(machine))  # the first thing that is written: nothing is refused later
+    trained = False
     for name, loader in zip(method.stages(), loaders, strict=True):
-        run_stage(name, method.stage(name, network), loader, output / name, machine)
+        trained |= run_stage(name, method.stage(name, network), loader, output / name, machine)
     if rank_zero_only.rank == 0:
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, output / NETWORK)
         draw_curves(output, list(method.stages()))
+        done = "" if trained else "This training was finished before, and there is nothing left to do. "
+        say(f"{done}The trained network is {output / NETWORK}; next: {method.next_step(output)}")
 
 
 def _held_out(stores: Path, validation: Path | None) -> list[Path]:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from CTHarmonizeLib.device import choose_device, choose_precision
 from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.training.base import TrainingStage
 from CTHarmonizeTraining.training.callbacks import AveragedWeights, Pictures, Progress
 from CTHarmonizeTraining.training.loader import Pairs, RankBatches
@@ -83,16 +84,16 @@ def run_stage(
     folder: Path,
     machine: Machine = Machine(),
     watchers: Sequence[Callback] = (),
-) -> None:
+) -> bool:
     """Train ``module`` to its stage's last iteration, from ``folder/last.ckpt`` if there is one; a finished stage is
-    only loaded.
+    only loaded. Whether there was anything left to train.
 
     Raises CannotRunError where the gradient is not finite, KeyboardInterrupt where a person stops it.
     """
     last, stage = folder / "last.ckpt", module.stage
     if last.exists() and _step(last) >= stage.iterations:
         module.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
-        return
+        return False
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     device, precision = machine.chosen()
     checkpoint = ModelCheckpoint(
@@ -126,9 +127,13 @@ def run_stage(
             warnings.filterwarnings("ignore", message=text)
         try:
             trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
-        except SystemExit:  # Lightning's answer to Ctrl-C
+        except (KeyboardInterrupt, SystemExit):  # Lightning's answer to Ctrl-C
+            if trainer.is_global_zero:
+                step = _step(last) if last.exists() else 0
+                say(f"{name}: stopped; started again it goes on at iteration {step} of {stage.iterations}")
             raise KeyboardInterrupt from None
     trainer.save_checkpoint(last)
+    return True
 
 
 def _step(checkpoint: Path) -> int:
