@@ -34,6 +34,9 @@ DOSES = (1.0, 400.0)
 _SAME_THICKNESS = 0.02
 """Share by which two thicknesses may differ and count as one: headers round."""
 
+_NOISE_DISAGREES = 1.5
+"""Factor between the noise that was measured and that which a stated dose means, from which the reader is told."""
+
 _FIELD_WORDS = {"kernel": "the kernel", "dose": "the dose", "thickness": "the slice thickness"}
 
 
@@ -165,6 +168,7 @@ def plan(request: Request, choice: Choice, volume: Volume) -> Plan:
     if dose is None:
         dose = math.inf if is_truth(kernel) else choice.table.dose(thin.f50, thin.noise)
     warnings = list(dict.fromkeys((*volume.warnings, *description.warnings)))
+    warnings += _dose_warnings(request, choice, description)
     if choice.model is not None:
         target, dose = _within_reach(request, choice, target, dose, warnings)
         warnings += _source_warnings(choice.model, source)
@@ -276,6 +280,19 @@ def _within_reach(
         f"dose is {nearest:g} %."
     )
     return replace(target, noise=choice.table.noise(target.f50, nearest)), nearest
+
+
+def _dose_warnings(request: Request, choice: Choice, description: Description) -> list[str]:
+    measured, noise = description.measured_noise, description.acquisition.noise
+    if request.source_dose is None or measured is None:
+        return []
+    if max(measured / noise, noise / measured) <= _NOISE_DISAGREES:
+        return []
+    whose = "this method" if choice.model is None else f"the model '{choice.model.name}', whose own full dose is 100 %"
+    return [
+        f"A noise of {measured:.1f} HU was measured in the source, but its stated dose of {request.source_dose:g} % "
+        f"means {noise:.1f} HU for {whose}: leave the source dose out to go by the measurement."
+    ]
 
 
 def _source_warnings(model: Model, source: Acquisition) -> list[str]:

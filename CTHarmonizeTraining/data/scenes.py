@@ -59,10 +59,14 @@ class SceneSampler:
             self.clean, self.noise = store.group["clean"], store.group["noise"]
             self.dose = np.asarray(store.group["dose"])[: len(self.slice)]
             self.photons = np.asarray(store.group["photons"])[: len(self.slice)]
-        except (KeyError, FileNotFoundError, OSError) as error:
-            raise InputError(f"{path} holds no simulated scenes: {error}") from error
+        except KeyError as error:  # no array of that name
+            raise InputError(
+                f"'{path}' holds no simulated scenes: if it was being made, start simulate again, it goes on."
+            ) from error
+        except OSError as error:
+            raise InputError(f"'{path}' holds no simulated scenes: {error}.") from error
         if not len(self.slice):
-            raise InputError(f"{path} holds no simulated scenes.")
+            raise InputError(f"'{path}' holds no simulated scenes yet: start simulate again, it goes on.")
         self.pixel = float(store.group.attrs["pixel_mm"])
         self.thickness = float(store.group.attrs["slice_thickness"])
         self.size = self.clean.shape[-1]

@@ -33,6 +33,7 @@ from CTHarmonizeTraining.evaluation.simulated import (
     slices_of_phantoms,
 )
 from CTHarmonizeTraining.files import write_whole
+from CTHarmonizeTraining.training.origin import check_test_data
 
 USUAL_SPACING = 0.66
 """mm of the images' pixels."""
@@ -47,7 +48,7 @@ FIGURES = (("sharp", "smooth"), ("sharp", "medium"), ("smooth", "sharp"))
 def evaluate(
     output: Path,
     ct: Path | None = None,
-    phantom: list[int] | None = None,
+    phantom: int | list[int] | None = None,
     slices: int | list[int] = 8,
     method: str = "ctflow",
     model: str | None = None,
@@ -74,7 +75,7 @@ def evaluate(
     Args:
         output: folder for the results.
         ct: CT volume whose slices are scanned; or
-        phantom: seeds of procedural chests that are scanned, with detail finer than any kernel shows.
+        phantom: seed or seeds of procedural chests that are scanned, with detail finer than any kernel shows.
         slices: how many, evenly spread (of each phantom); or their indices (for phantoms: z in mm).
         method: what is judged, beside the input and the MTF-ratio filter.
         model: its model folder, or the name of an installed model.
@@ -94,6 +95,7 @@ def evaluate(
     """
     from CTHarmonizeTraining.evaluation import tables
 
+    phantom = [phantom] if isinstance(phantom, int) else phantom
     if (ct is None) == (not phantom):
         raise InputError("Give either a CT volume or seeds of phantoms to evaluate on.")
     if samples < 2 or not doses:
@@ -101,6 +103,8 @@ def evaluate(
     output = check_output_folder(output)
     request = Request(method=method, model=model, samples=samples, temperature=temperature, seed=seed)
     candidates = Candidates(replace(request, device=device, precision=precision))
+    if candidates.choice.model and "sources" in (trained := candidates.choice.model.card["training"]):
+        check_test_data(trained, ct, phantom)
     named = (TRUTH,) if candidates.choice.method.makes_truth else KERNELS
     sources, targets = _kernels(candidates.choice.model, pixel_spacing, target_dose, named)
     kernels = tuple(dict.fromkeys((*KERNELS, *sources, *targets)))  # the named ones show regions and sharpness

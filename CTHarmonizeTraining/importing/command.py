@@ -16,6 +16,13 @@ from CTHarmonizeTraining.importing.dicom import folders, mayo
 from CTHarmonizeTraining.importing.observations import lodopab_pairs
 from CTHarmonizeTraining.importing.patient import Patient
 
+LOOKED_FOR = {
+    "mayo": "folders of full-dose and low-dose CT series below a folder for each patient, such as L067",
+    "folders": "folders of CT series below a folder for each patient",
+    "lodopab": "files ground_truth_*.hdf5",
+    "lodopab-pairs": "files ground_truth_*.hdf5, with observations_*.hdf5 beside them",
+    "luna": "files *.mhd",
+}
 LAYOUTS = {"mayo": mayo, "folders": folders, "lodopab": lodopab, "lodopab-pairs": lodopab_pairs, "luna": luna}
 
 
@@ -56,8 +63,8 @@ def import_collection(
             splits.add(patient.name, patient.part)
         there += 1
     if not there:
-        why = f" {reasons[0]}" if reasons else ""
-        raise InputError(f"Nothing in '{input}' could be imported as '{layout}'.{why}")
+        why = reasons[0] if reasons else f"Looked for: {LOOKED_FOR[layout]}."
+        raise InputError(f"Nothing in '{input}' could be imported as '{layout}'. {why}")
     splits.write(output)
     say(f"{there} patients in '{output}', {len(reasons)} left out; {SPLITS} says who is in which part.")
 

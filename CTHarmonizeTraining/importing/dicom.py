@@ -16,6 +16,7 @@ from CTHarmonizeLib.ct.dicom import text_value
 from CTHarmonizeLib.ct.series import read_series
 from CTHarmonizeLib.ct.volume import check_ct
 from CTHarmonizeLib.errors import InputError
+from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.data.patient import PatientStore, Reconstruction
 from CTHarmonizeTraining.importing.matching import Series, match
 from CTHarmonizeTraining.importing.patient import Patient
@@ -30,12 +31,18 @@ _FILES_TRIED = 20
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder with DICOM files: its ``parts`` below the input, and what the first file's tags say."""
+    """A folder with DICOM files: its ``parts`` below the input, and what the first CT file's tags say."""
 
     path: Path
     parts: tuple[str, ...]
     study: str
     description: str
+    person: str
+
+    @property
+    def words(self) -> str:
+        """Its path below the input."""
+        return "/".join(self.parts[1:]) or self.parts[0]
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ def mayo(root: Path) -> Iterator[Patient]:
         patient = next((part for part in reversed(folder.parts) if _MAYO_PATIENT.fullmatch(part)), None)
         dose = _mayo_dose(folder)
         if patient is None or dose is None:
+            missing = "no patient such as L067" if patient is None else "neither full nor low dose"
+            say(f"Note: '{folder.words}' was left out: its name and description tell {missing}.")
             continue
         percent = 100.0 if dose == "full" else _MAYO_LOW_DOSE[patient[0].upper()]
         found.setdefault(patient.upper(), []).append(_Found(folder, dose, percent, with_kernel=True))
@@ -75,12 +84,21 @@ def folders(root: Path) -> Iterator[Patient]:
     So repeated reconstructions of one raw scan are laid out, as UCLA's with noise added to the raw data (Young et al.,
     Med Phys 44:e264, 2017), on which CTFlow was trained (Wei et al. 2023). Names are free, and may be nested
     (``P001/10/B45f``): a series is called by its path below the patient. Series match within a study
-    (StudyInstanceUID) by the place of their slices. Dose is told by the noise.
+    (StudyInstanceUID) by the place of their slices. Dose is told by the noise. A folder of two persons (PatientID)
+    is refused.
     """
     found: dict[str, list[_Found]] = {}
     for folder in _folders(root):
         _, patient, *name = folder.parts if len(folder.parts) > 1 else (*folder.parts, root.name)
         found.setdefault(patient, []).append(_Found(folder, "/".join(name) or patient))
+    mixed = {}
+    for patient, entries in found.items():
+        whose = {entry.folder.person: f"'{entry.folder.words}' is of '{entry.folder.person}'" for entry in entries}
+        if len(several := [words for person, words in sorted(whose.items()) if person]) > 1:
+            mixed[patient] = f"it holds several persons, {' and '.join(several)}: give each a folder."
+    for patient, reason in sorted(mixed.items()):
+        del found[patient]
+        yield Patient.refused(patient, ".zarr", reason)
     yield from _patients(found, "folders", same_study=True)
 
 
@@ -96,28 +114,38 @@ def _mayo_dose(folder: _Folder) -> str | None:
 
 
 def _folders(root: Path, skip: str | None = None) -> Iterator[_Folder]:
-    """Folders below ``root``, and itself, that hold CT files; without those whose name or description has ``skip``."""
+    """Folders below ``root``, and itself, that hold CT files; without those whose name or description has ``skip``.
+    Says which others hold none."""
     for path, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith(".") and not (skip and skip in name.lower()))
-        tags = _tags([Path(path, name) for name in sorted(files) if not name.startswith(".") and name != "DICOMDIR"])
-        if tags is not None and not (skip and skip in tags[1].lower()):
-            parts = (root.name, *Path(path).relative_to(root).parts)
+        files = [Path(path, name) for name in sorted(files) if not name.startswith(".") and name != "DICOMDIR"]
+        parts = (root.name, *Path(path).relative_to(root).parts)
+        tags = _tags(files)
+        if isinstance(tags, str):
+            if Path(path) != root and (files or not below):  # a folder of folders need hold no files
+                say(f"Note: '{'/'.join(parts[1:])}' was left out: it holds {tags}.")
+        elif not (skip and skip in tags[1].lower()):
             yield _Folder(Path(path), parts, *tags)
 
 
-def _tags(files: Sequence[Path]) -> tuple[str, str] | None:
-    """Study and series description of the first CT file among ``files``; None where there is none."""
+def _tags(files: Sequence[Path]) -> tuple[str, str, str] | str:
+    """Study, series description and PatientID of the first CT file among ``files``; in words what they are instead
+    where there is none."""
     import pydicom
 
-    wanted = ["Modality", "StudyInstanceUID", "SeriesDescription"]
+    wanted = ["Modality", "StudyInstanceUID", "SeriesDescription", "PatientID"]
+    others = set()
     for file in islice(files, _FILES_TRIED):
         try:
             tags = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
         except Exception:  # noqa: BLE001  (not DICOM, or damaged: another file will tell)
             continue
         if text_value(tags, "Modality") == "CT":
-            return text_value(tags, "StudyInstanceUID"), text_value(tags, "SeriesDescription")
-    return None
+            study, description, person = (text_value(tags, name) for name in wanted[1:])
+            return study, description, person
+        others.add(text_value(tags, "Modality"))
+    kinds = ", ".join(sorted(others - {""}))
+    return f"no CT but {kinds}" if kinds else "no CT files" if files else "nothing"
 
 
 def _patients(found: dict[str, list[_Found]], layout: str, same_study: bool) -> Iterator[Patient]:
@@ -140,7 +168,7 @@ def _write(patient: str, entries: Sequence[_Found], layout: str, same_study: boo
             volume = read_series(entry.folder.path)
             check_ct(volume)
         except InputError as error:
-            notes.append(f"'{'/'.join(entry.folder.parts[1:])}' cannot be used: {error}")
+            notes.append(f"'{entry.folder.words}' cannot be used: {error}")
             continue
         kernel = volume.facts.kernel.replace("\\", " ") if volume.facts and entry.with_kernel else ""
         name = " ".join(filter(None, (entry.name, kernel)))

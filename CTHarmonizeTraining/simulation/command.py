@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_erosion
 
+from CTHarmonizeLib.ct.dicom import DicomFacts
 from CTHarmonizeLib.ct.io import write_nrrd
+from CTHarmonizeLib.ct.kernels import SIMULATOR, simulated_kernel
 from CTHarmonizeLib.ct.mtf import Mtf
+from CTHarmonizeLib.ct.volume import PADDING_BELOW
 from CTHarmonizeLib.device import choose_device
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
@@ -19,14 +23,17 @@ from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.files import write_whole
 from CTHarmonizeTraining.simulation.fan import FanBeam
 from CTHarmonizeTraining.simulation.noise import Exposure
-from CTHarmonizeTraining.simulation.pair import Desk, Side, whole_slices
+from CTHarmonizeTraining.simulation.pair import NOISE_FREE, Desk, Side, whole_slices
 from CTHarmonizeTraining.simulation.pair_store import write_store
 from CTHarmonizeTraining.simulation.phantom import EMPHYSEMA_BELOW
 from CTHarmonizeTraining.simulation.projector import Geometry
 from CTHarmonizeTraining.simulation.report import measure_sides, write_report
 from CTHarmonizeTraining.simulation.scanner import Scanner
 from CTHarmonizeTraining.simulation.scenes import simulate_scenes
-from CTHarmonizeTraining.simulation.subject import check, read_subject
+from CTHarmonizeTraining.simulation.subject import Subject, check, read_subject
+
+LARGEST_CUT = 0.1
+"""Share of the field of view's edge that may be denser than lung: a table crosses it."""
 
 
 def simulate(
@@ -116,6 +123,8 @@ def simulate(
         raise InputError("A store takes no report: simulate into a folder for one.")
     if to_store and output.exists():
         raise InputError(f"'{output}' exists already: choose another name for the store.")
+    if not scenes and (output / "zarr.json").exists():
+        raise InputError(f"'{output}' is a store, which would be mixed with images: choose another folder.")
     if insert_noise is not None:
         check("dose to insert noise for", insert_noise, 0.1 <= insert_noise < 100.0, "0.1 to less than 100 %")
         if input.startswith("phantom:") or pixel_spacing or size or source_thickness or target_thickness:
@@ -124,7 +133,8 @@ def simulate(
             )
     subject = read_subject(input, thickness)
     chosen = subject.indices(slices)
-    for warning in subject.warnings:
+    warnings = [*subject.warnings, *_cut_off(subject, chosen)]
+    for warning in warnings:
         say(f"Note: {warning}")
     if scenes:
         facts = {"source": subject.name, "slice_thickness": subject.spacing[2], "seed": seed}
@@ -139,19 +149,17 @@ def simulate(
     source = Side.of(source_kernel, source_percent, grid.pixel, source_slices)
     target = Side.of(target_kernel, target_dose, grid.pixel, target_slices)
     whole = whole_slices(chosen, source, target)
-    warnings = list(subject.warnings)
     if len(whole) < len(chosen):
         warnings.append(f"The last {len(chosen) - len(whole)} slices fill no slice of both thicknesses: left out.")
         say(f"Note: {warnings[-1]}")
     scanner = _scanner(subject.reach(grid), views, beam, detector_width, focal_spot, photons, tube_modulation)
     for side in (source,) if insert_noise else (source, target):
         _check_sharpness(side.mtf, scanner.geometry)
-    lost, lung, emphysema = [0.0], 0, 0
+    lung, emphysema = 0, 0
 
     def watched(index: int) -> np.ndarray:
         nonlocal lung, emphysema
         hu = subject.slice_of(index)
-        lost.append(_outside(hu))
         if subject.lung_of is not None:
             inside = subject.lung_of(index)
             lung += int(inside.sum())
@@ -160,12 +168,6 @@ def simulate(
 
     desk = Desk(replace(subject, slice_of=watched), scanner, grid, seed, where, say)
     volumes = desk.pair(whole, source, target) if insert_noise is None else desk.insert_noise(whole, source)
-    if max(lost) > 0.01:
-        warnings.append(
-            f"Up to {100 * max(lost):.0f} % of what is denser than lung in a slice lies outside the circle inscribed "
-            "in it and was left out: give whole slices, not a cut-out."
-        )
-        say(f"Note: {warnings[-1]}")
     spacing = subject.spacing[2]
     facts = {
         "version": __version__,
@@ -196,14 +198,39 @@ def simulate(
         own = target if insert_noise is None else replace(source, dose=100.0)
         write_store(output, volumes, {"source": source, "target": own}, facts, subject.name)
         return
+    for name in ("simulation.json", "report.html", f"{NOISE_FREE}.nrrd"):  # of an earlier run: not of these images
+        (output / name).unlink(missing_ok=True)
     for name, volume in volumes.items():
-        write_nrrd(volume, output / f"{name}.nrrd")
+        side = source if name == "source" else target
+        header = _header(side, volume.spacing[2]) if insert_noise is None else _own_header(subject)
+        write_nrrd(volume, output / f"{name}.nrrd", header=header)
     write_whole(output / "simulation.json", json.dumps(facts, indent=1) + "\n")
     if report:
         say("measuring for the report")
         sides = {"source": source, "target": target} if insert_noise is None else {"source": source}
         measured = measure_sides(scanner, sides, seed, where)
         write_report(output / "report.html", f"Simulated pair of {subject.name}", facts, volumes, sides, measured)
+
+
+def _header(side: Side, thickness: float) -> dict[str, str]:
+    """What an image's tags say of its scan; no dose, which percent do not tell."""
+    return {
+        "Manufacturer": SIMULATOR,
+        "ConvolutionKernel": simulated_kernel(str(side.kernel), side.mtf),
+        "SliceThickness": f"{thickness:g}",
+        "SeriesDescription": f"Simulated by CTHarmonize {__version__}",
+    }
+
+
+def _own_header(subject: Subject) -> dict[str, str]:
+    """What is still true of a CT that noise was inserted into: the kernel is its own, as far as its tags said."""
+    facts = subject.facts or DicomFacts()
+    tags = {
+        "Manufacturer": facts.manufacturer,
+        "ConvolutionKernel": facts.kernel,
+        "SliceThickness": f"{facts.slice_thickness or subject.spacing[2]:g}",
+    }
+    return {name: value for name, value in tags.items() if value}
 
 
 def _scanner(
@@ -237,12 +264,35 @@ def _check_sharpness(mtf: Mtf, geometry: Geometry) -> None:
         )
 
 
-def _outside(hu: np.ndarray) -> float:
-    """Share of what is denser than lung that lies outside the circle inscribed in ``hu`` (n, n)."""
+def _cut_off(subject: Subject, chosen: range) -> list[str]:
+    """Sentences on what the field of view of the slices ``chosen`` of a CT does not show, or the scan leaves out."""
+    if subject.truth is not None:  # a phantom is drawn whole
+        return []
+    outside, edge = np.max([_lost(subject, subject.slice_of(index)) for index in chosen], axis=0)
+    warnings = []
+    if outside > 0.01:
+        warnings.append(
+            f"Up to {100 * outside:.0f} % of what is denser than lung in a slice lies outside the circle inscribed in "
+            "it and is left out: give whole slices, not a cut-out."
+        )
+    if edge > LARGEST_CUT:
+        warnings.append(
+            f"Up to {100 * edge:.0f} % of the edge of the field of view lies inside the body, which is cut off there: "
+            "the simulated scan knows nothing of the rest and has too little noise; give slices that show the whole "
+            "body."
+        )
+    return warnings
+
+
+def _lost(subject: Subject, hu: np.ndarray) -> tuple[float, float]:
+    """Of a slice ``hu`` (n, n): the share of what is denser than lung that lies outside the inscribed circle, and the
+    share of the field of view's edge, of that inside the circle, that is denser than lung."""
     middle = np.arange(len(hu)) - (len(hu) - 1) / 2
+    circle = middle**2 + middle[:, None] ** 2 <= (len(hu) / 2) ** 2
     dense = hu > -500.0
-    outside = middle**2 + middle[:, None] ** 2 > (len(hu) / 2) ** 2
-    return float((dense & outside).sum() / max(1, dense.sum()))
+    seen, dense_seen = (subject.own_part(image) for image in (circle & (hu > PADDING_BELOW), dense))
+    edge = seen & ~binary_erosion(seen, iterations=2)
+    return float((dense & ~circle).sum() / max(1, dense.sum())), float(dense_seen[edge].mean()) if edge.any() else 0.0
 
 
 def _device(name: str) -> torch.device:

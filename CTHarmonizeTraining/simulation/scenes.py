@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from CTHarmonizeTraining.simulation.scan import SCENE_PIXEL, SCENE_ROWS, Scene, 
 
 CLEAN_STEP = 0.125
 """HU per unit of the stored int16 noise-free image."""
+
+_ARRAYS = ("clean", "noise", "dose", "centre", "photons", "slice")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,11 @@ class SceneStore:
 
     @classmethod
     def create(cls, path: str | os.PathLike, realisations: int, **facts: object) -> SceneStore:
-        """A new store, or the present one where its ``facts`` agree. Raises InputError where they do not."""
+        """A new store, or the present one where its ``facts`` agree. Raises InputError where they do not, and where
+        the folder holds something else."""
+        begun = {entry.name for entry in Path(path).glob("*")}
+        if "slice" not in begun and (foreign := sorted(begun - {"zarr.json", *_ARRAYS})):
+            raise InputError(f"'{path}' holds something else ('{foreign[0]}'): choose another folder for the scenes.")
         store = cls(path, "a")
         if "slice" in store.group:
             present = {key: store.group.attrs.get(key) for key in facts}
@@ -56,6 +63,8 @@ class SceneStore:
                 wrong = ", ".join(key for key in facts if present[key] != facts[key])
                 raise InputError(f"'{path}' was made with other settings ({wrong}): choose another folder.")
             return store
+        fixed = {"pixel_mm": SCENE_PIXEL, "clean_step_hu": CLEAN_STEP, "wide_band_edge": WIDE_BAND_EDGE}
+        store.group.attrs.update({**facts, **fixed, "empty": []})
         side = (SCENE_ROWS, SCENE_ROWS)
         for name, shape, kind in (
             ("clean", side, "int16"),
@@ -69,8 +78,6 @@ class SceneStore:
             store.group.create_array(
                 name, shape=(0, *shape), chunks=(chunk, *shape), dtype=kind, compressors=None, overwrite=True
             )
-        fixed = {"pixel_mm": SCENE_PIXEL, "clean_step_hu": CLEAN_STEP, "wide_band_edge": WIDE_BAND_EDGE}
-        store.group.attrs.update({**facts, **fixed, "empty": []})
         return store
 
     def __len__(self) -> int:

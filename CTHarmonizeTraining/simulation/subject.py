@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from CTHarmonizeLib.ct.dicom import DicomFacts
 from CTHarmonizeLib.ct.io import read_volume
 from CTHarmonizeLib.ct.volume import Volume, check_ct
 from CTHarmonizeLib.errors import InputError
@@ -30,8 +31,8 @@ class Subject:
     """What is scanned: ``slice_of`` an index gives (n, n) float32 HU, pixels of ``pixel`` mm around the isocentre.
 
     ``grid``: the anatomy's own, in the scanner's mm; ``origin`` (LPS mm of the own grid's first pixel), ``spacing``
-    and ``direction``: its place in the patient. Of a phantom ``truth`` says what it holds, with places in the
-    patient's mm (LPS), and ``lung_of`` an index where its lungs are, (n, n) bool.
+    and ``direction``: its place in the patient; ``facts``: what a CT's tags said. Of a phantom ``truth`` says what it
+    holds, with places in the patient's mm (LPS), and ``lung_of`` an index where its lungs are, (n, n) bool.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Subject:
     spacing: tuple[float, float, float]
     direction: tuple[float, ...]
     warnings: tuple[str, ...] = ()
+    facts: DicomFacts | None = None
     truth: dict[str, Any] | None = None
     lung_of: Callable[[int], np.ndarray] | None = None
 
@@ -170,4 +172,5 @@ def _ct(path: str) -> Subject:
         spacing=volume.spacing,
         direction=volume.direction,
         warnings=warnings,
+        facts=volume.facts,
     )

@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -224,6 +225,10 @@ class Training(ABC):
     @abstractmethod
     def card(self) -> dict:
         """A model card's entries that follow from the settings."""
+
+    def next_step(self, run: Path) -> str:
+        """The command to give when the training in ``run`` is finished."""
+        return f"ctharmonize-train export {run} MODEL about.yaml"
 
     def as_dict(self) -> dict:
         """Plain values, as a configuration file has them."""

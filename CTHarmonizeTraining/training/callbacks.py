@@ -58,7 +58,8 @@ class Progress(Callback):
             torch.cuda.reset_peak_memory_stats(module.device)
         if trainer.is_global_zero:
             where = f"{trainer.world_size} x {module.device.type}"
-            say(f"{self.stage}: {trainer.max_steps - self._first} iterations on {where}, {trainer.precision}")
+            what = f"goes on at {self._first} of {trainer.max_steps}" if self._first else trainer.max_steps
+            say(f"{self.stage}: {what} iterations on {where}, {trainer.precision}")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: TrainingStage, outputs: dict, batch: dict, index: int
@@ -90,7 +91,7 @@ class Progress(Callback):
             say(
                 f"{self.stage}: {step} of {trainer.max_steps}, loss {loss:.4f}, {each:.2f} s an iteration "
                 f"({100 * facts['waiting_for_data']:.0f} % waiting for data), "
-                f"{_spoken(overall * (trainer.max_steps - step))} left"
+                f"{_spoken(overall * (trainer.max_steps - step))} of this stage left"
             )
         self._step, self._since, self._waited = step, now, waited
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -20,10 +21,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.models import Model, find_model
 from CTHarmonizeLib.version import __version__
+from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.data.measured import MeasuredPairs
-from CTHarmonizeTraining.data.pairs import PairDataset
+from CTHarmonizeTraining.data.pairs import PairDataset, weights_of
 from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.data.splits import Splits, stores_for
 from CTHarmonizeTraining.files import write_whole
@@ -74,10 +77,13 @@ def fit(
         raise InputError(f"Crops of {data.size} pixels do not do: give a multiple of {method.multiple}.")
     if seed < 0:
         raise InputError(f"A seed of {seed} is out of range: give 0 or more.")
+    output = check_output_folder(output)
+    machine.check([stage.batch for stage in method.stages().values()])
     training_stores = stores_for(stores, "train")
     held_out_stores = _held_out(stores, validation)
     if shared := {*map(_identity, training_stores)} & {*map(_identity, held_out_stores)}:
         raise InputError(f"The store '{min(shared)}' would be trained and validated on: take one of them away.")
+    weights_of(training_stores, weights)
     _check_target(method, data)
     dataset = _dataset([*training_stores, *held_out_stores], method)
     _check_slices(method, data, dataset)
@@ -88,6 +94,15 @@ def fit(
     L.seed_everything(seed, workers=True, verbose=False)
     network = method.build()
     start = None if initial is None else _start_from(network, find_model(initial))
+    with torch.random.fork_rng(devices=[]):  # to see whether they can be had; the real ones change the network
+        for name in method.stages():
+            method.stage(name, copy.deepcopy(network))
+    loaders = []
+    for number, stage in enumerate(method.stages().values()):
+        count = stage.iterations * stage.batch
+        pairs: Dataset = dataset(training_stores, count, seed=100 * seed + number, weights=weights, **options)
+        held_out = dataset(held_out_stores, 16 * stage.batch, seed=12345, **options) if held_out_stores else None
+        loaders.append(Pairs(pairs, held_out, stage.batch, data.workers))
     record = {
         "stores": [_described(path) for path in training_stores],
         "validation": [_described(path) for path in held_out_stores],
@@ -96,17 +111,15 @@ def fit(
         "seed": seed,
         "precision": machine.chosen()[1],
     }
-    _keep(output, method, data, record, _words(machine))
-    for number, (name, stage) in enumerate(method.stages().items()):
-        folder = output / name
-        count = stage.iterations * stage.batch
-        pairs: Dataset = dataset(training_stores, count, seed=100 * seed + number, weights=weights, **options)
-        held_out = dataset(held_out_stores, 16 * stage.batch, seed=12345, **options) if held_out_stores else None
-        module = method.stage(name, network)
-        run_stage(name, module, Pairs(pairs, held_out, stage.batch, data.workers), folder, machine)
+    _keep(output, method, data, record, _words(machine))  # the first thing that is written: nothing is refused later
+    trained = False
+    for name, loader in zip(method.stages(), loaders, strict=True):
+        trained |= run_stage(name, method.stage(name, network), loader, output / name, machine)
     if rank_zero_only.rank == 0:
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, output / NETWORK)
         draw_curves(output, list(method.stages()))
+        done = "" if trained else "This training was finished before, and there is nothing left to do. "
+        say(f"{done}The trained network is {output / NETWORK}; next: {method.next_step(output)}")
 
 
 def _held_out(stores: Path, validation: Path | None) -> list[Path]:

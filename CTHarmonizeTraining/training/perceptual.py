@@ -161,6 +161,9 @@ class FeaturesTraining(Training):
     def stage(self, name: str, network: nn.Module) -> TrainingStage:
         return ReadingStage(network, self.reading)
 
+    def next_step(self, run: Path) -> str:
+        return f"ctharmonize-train fit --config wgan-vgg-compact STORES RUN --method.features {run}"
+
     def card(self) -> dict:
         raise InputError("Features are no method: name this run in another configuration's 'features' instead.")
 

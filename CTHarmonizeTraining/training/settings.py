@@ -16,6 +16,9 @@ from CTHarmonizeTraining.training.base import Training, plain
 
 CONFIG = "config.yaml"
 
+_NAMED = 3
+"""Settings that a refusal names."""
+
 
 @dataclass(frozen=True)
 class SimulatedOptions:
@@ -100,8 +103,10 @@ def keep(folder: Path, method: Training, data: DataConfig) -> None:
         raise InputError(f"'{path}' cannot be read: {' '.join(str(error).split())}") from error
     different = sorted(_differences(before, entries) - {"data.workers"})
     if different:
+        more = f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
         raise InputError(
-            f"'{folder}' holds a training with other settings ({', '.join(different)}): choose another folder."
+            f"'{folder}' holds a training with other settings ({', '.join(different[:_NAMED])}{more}): choose another "
+            "folder."
         )
 
 

@@ -13,12 +13,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from CTHarmonizeLib.device import choose_device, choose_precision
-from CTHarmonizeLib.errors import CannotRunError
+from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.training.base import TrainingStage
 from CTHarmonizeTraining.training.callbacks import AveragedWeights, Pictures, Progress
-from CTHarmonizeTraining.training.loader import Pairs
+from CTHarmonizeTraining.training.loader import Pairs, RankBatches
 
 LOGS = "log"
 
@@ -54,6 +56,26 @@ class Machine:
         native = choose_precision(device) is torch.bfloat16
         return device, ("bf16-mixed" if native else "32-true") if self.precision == "auto" else self.precision
 
+    def check(self, batches: Sequence[int]) -> None:
+        """Raise InputError where Lightning would refuse these settings, or where one of ``batches`` cannot be shared
+        by the devices."""
+        if self.devices == 0 or self.nodes < 1:
+            raise InputError("Training needs a device: give --machine.devices and --machine.nodes 1 or more, or auto.")
+        if self.checkpoint_every < 1 or self.validate_every < 1:
+            raise InputError("Checkpoints and validation come every so many iterations: give 1 or more.")
+        device, precision = self.chosen()
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        try:
+            trainer = L.Trainer(
+                precision=precision, accelerator=device.type, devices=self.devices, num_nodes=self.nodes, logger=False,
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"Training cannot run with these settings of --machine: {reason}") from error
+        for batch in batches:
+            RankBatches(batch, batch, ranks=trainer.world_size)
+
 
 def run_stage(
     name: str,
@@ -62,16 +84,16 @@ def run_stage(
     folder: Path,
     machine: Machine = Machine(),
     watchers: Sequence[Callback] = (),
-) -> None:
+) -> bool:
     """Train ``module`` to its stage's last iteration, from ``folder/last.ckpt`` if there is one; a finished stage is
-    only loaded.
+    only loaded. Whether there was anything left to train.
 
     Raises CannotRunError where the gradient is not finite, KeyboardInterrupt where a person stops it.
     """
     last, stage = folder / "last.ckpt", module.stage
     if last.exists() and _step(last) >= stage.iterations:
         module.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
-        return
+        return False
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     device, precision = machine.chosen()
     checkpoint = ModelCheckpoint(
@@ -105,9 +127,13 @@ def run_stage(
             warnings.filterwarnings("ignore", message=text)
         try:
             trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
-        except SystemExit:  # Lightning's answer to Ctrl-C
+        except (KeyboardInterrupt, SystemExit):  # Lightning's answer to Ctrl-C
+            if trainer.is_global_zero:
+                step = _step(last) if last.exists() else 0
+                say(f"{name}: stopped; started again it goes on at iteration {step} of {stage.iterations}")
             raise KeyboardInterrupt from None
     trainer.save_checkpoint(last)
+    return True
 
 
 def _step(checkpoint: Path) -> int:

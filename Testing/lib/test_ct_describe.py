@@ -12,12 +12,14 @@ import pytest
 from ct_images import body, noise
 
 import CTHarmonizeLib
+from CTHarmonizeLib.ct.acquisition import REFERENCE_NOISE
 from CTHarmonizeLib.ct.describe import describe
 from CTHarmonizeLib.ct.dicom import DicomFacts
 from CTHarmonizeLib.ct.io import read_volume
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, nyquist
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.request import Request, choose, plan
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 MEDIUM = NAMED_KERNELS["medium"]
@@ -89,6 +91,24 @@ def test_given_dose():
     assert (
         quarter.acquisition.noise == pytest.approx(2 * full.acquisition.noise) and quarter.sources["noise"] == "given"
     )
+
+
+def test_a_stated_dose_that_contradicts_the_noise_is_warned_of():
+    volume = scan(B40F)
+    found = describe(volume)
+    dose = REFERENCE_NOISE.dose(found.acquisition.f50, found.measured_noise)
+
+    def said(factor: float) -> list[str]:
+        request = Request(kernel="smooth", method="mtf-filter", source_dose=dose / factor**2)
+        return [
+            text for text in plan(request, choose(request), volume).warnings if "was measured in the source" in text
+        ]
+
+    assert said(1.0) == said(1.4) == said(1 / 1.4) == []
+    for factor in (1.6, 1 / 1.6):
+        (sentence,) = said(factor)
+        assert f"A noise of {found.measured_noise:.1f} HU was" in sentence and "leave the source dose out" in sentence
+        assert f"of {dose / factor**2:g} % means {factor * found.measured_noise:.1f} HU for this method" in sentence
 
 
 def test_bad_wishes():

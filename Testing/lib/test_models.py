@@ -209,7 +209,10 @@ def test_model_for(folder, tmp_path, monkeypatch):
         model_for("other")
     assert "--" not in str(raised.value)  # the panel and the console have no options
     monkeypatch.setenv("CTHARMONIZE_MODELS", str(folder))
-    assert model_for("ctflow", "Test model").folder == folder
+    for name in ("Test model", folder.name):
+        assert model_for("ctflow", name).folder == folder
+    with pytest.raises(InputError, match="no model of that name is installed; there are: .*'Test model'"):
+        model_for("ctflow", "Best model")
 
 
 def test_a_fresh_slicer_without_safetensors_can_list_its_models(folder, monkeypatch):

@@ -23,6 +23,7 @@ from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig
 from CTHarmonizeTraining.cli import main
 from CTHarmonizeTraining.data.pairs import PairDataset
+from CTHarmonizeTraining.simulation.scenes import SceneStore
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import StageConfig
 from CTHarmonizeTraining.training.ctflow import CTFlowTraining, EncoderStage, FlowStage
@@ -70,15 +71,19 @@ def train(stage: ImageStage, store: Path, folder: Path, stop: int | None = None)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "flow"])
-def test_a_resumed_run_is_the_uninterrupted_one(kind: str, store: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(
+    kind: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     whole, resumed = stage_of(kind), stage_of(kind)
     curve = train(whole, store, tmp_path / "whole").losses
     with pytest.raises(KeyboardInterrupt):
         train(stage_of(kind), store, tmp_path / "parts", stop=4)
+    assert "test: stopped; started again it goes on at iteration 3 of 8\n" in capsys.readouterr().err
     (tmp_path / "parts").rename(tmp_path / "moved")
     with pytest.raises(KeyboardInterrupt):
         train(stage_of(kind), store, tmp_path / "moved", stop=7)
     assert torch.load(tmp_path / "moved" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert "test: goes on at 3 of 8 iterations on 1 x cpu" in capsys.readouterr().err
     again = train(resumed, store, tmp_path / "moved").losses
     assert list(again) == [7, 8] and resumed.global_step == whole.global_step == STEPS
     assert max(abs(again[step] - curve[step]) for step in again) < 1e-5
@@ -176,6 +181,9 @@ def test_settings_come_back_as_they_were_kept(tmp_path: Path) -> None:
     settings.keep(tmp_path, method, DataConfig(32, workers=7, full_dose_share=0.25))  # changes no result
     with pytest.raises(InputError, match=r"other settings \(method.init_args.mean_weight\)"):
         settings.keep(tmp_path, tiny_training(), data)
+    other, _ = settings.load("srresnet-compact")
+    with pytest.raises(InputError, match=r"other settings \([^,]+, [^,]+, [^,]+ and \d+ more\)"):
+        settings.keep(tmp_path, other, data)
 
 
 def test_a_wrong_configuration_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -200,7 +208,9 @@ def test_fit_leaves_what_it_did(store: Path, tmp_path: Path, capsys: pytest.Capt
     command += ["--method.flow.iterations", "6"]
     assert main(command) == 0
     said = capsys.readouterr()
-    assert "encoder: 4 of 4, loss" in said.out + said.err and "left" in said.out + said.err
+    assert "encoder: 4 of 4, loss" in said.err and "of this stage left" in said.err
+    assert f"network.safetensors; next: ctharmonize-train export {run} MODEL about.yaml" in said.err
+    assert "was finished before" not in said.err
     record = json.loads((run / "training.json").read_text())
     assert record["stores"] == [{"name": "scenes", "path": str(store), "source": "disk", "seed": 0, "scenes": 2}]
     assert record["precision"] == "32-true" and record["device"].startswith("cpu")
@@ -213,7 +223,8 @@ def test_fit_leaves_what_it_did(store: Path, tmp_path: Path, capsys: pytest.Capt
     assert (run / "curves.csv").stat().st_size > 100 and (run / "curves.jpg").stat().st_size > 5000
     network = load_file(run / "network.safetensors")
     CTFlow(TINY).load_state_dict(network)
-    assert main(command) == 0  # nothing is left to do
+    assert main(command) == 0
+    assert "This training was finished before, and there is nothing left to do." in capsys.readouterr().err
     again = load_file(run / "network.safetensors")
     assert all(torch.equal(value, again[name]) for name, value in network.items())
     assert main([*command, "--seed", "3"]) == 2
@@ -242,11 +253,26 @@ def test_a_run_starts_from_a_models_weights(store: Path, tmp_path: Path) -> None
         ({"seed": -1}, "A seed of -1 is out of range"),
         ({"weights": {"scenes": 0.0}}, "leave no store to draw from"),
         ({"weights": {"none": 1.0}}, "no store called none"),
+        ({"machine": replace(CPU, devices=0)}, "needs a device: give --machine.devices"),
+        ({"machine": replace(CPU, devices=3)}, "batch of 2 cannot be shared evenly by 3"),
+        ({"machine": replace(CPU, precision="7-bit")}, "cannot run with these settings of --machine: .*7-bit"),
+        ({"machine": replace(CPU, validate_every=0)}, "every so many iterations"),
     ],
 )
-def test_what_cannot_be_trained_is_one_sentence(changes: dict, words: str, store: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(
+    changes: dict, words: str, store: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=words):
         fit(store, tmp_path / "run", tiny_training(), **{"data": DataConfig(32), "machine": CPU, **changes})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_without_scenes_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.zarr"
+    SceneStore.create(empty, 2, source="phantom:1", seed=0, slice_thickness=2.0, views=64, per_slice=1)
+    with pytest.raises(InputError, match="holds no simulated scenes yet: start simulate again, it goes on"):
+        fit(empty, tmp_path / "run", tiny_training(), DataConfig(32), machine=CPU)
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

@@ -120,6 +120,30 @@ def test_a_patient_with_one_dose_is_left_out_with_the_reason(challenge, capsys) 
     assert "L096" not in json.loads((out / "splits.json").read_text())["patients"]
 
 
+def test_two_persons_in_one_folder_are_no_patient(tmp_path) -> None:
+    for name, person in (("full", "ANNA"), ("low", "BERTA")):
+        write_series(tmp_path / "in" / "P1" / name, phantom(4, 10), PatientID=person)
+    with pytest.raises(InputError, match="several persons, 'P1/full' is of 'ANNA' and 'P1/low' is of 'BERTA'"):
+        import_collection("folders", tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out" / "P1.zarr").exists()
+
+
+def test_what_is_no_ct_is_told(tmp_path, capsys) -> None:
+    root = tmp_path / "in"
+    for name, noise in (("full", 10), ("low", 20)):
+        write_series(root / "P1" / name, phantom(4, noise, noise), PatientID="ANNA")
+    write_series(root / "P1" / "brain", phantom(4, 10), Modality="MR")
+    (root / "P1" / "nothing").mkdir()
+    import_collection("folders", root, tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "Note: 'P1/brain' was left out: it holds no CT but MR." in said
+    assert "Note: 'P1/nothing' was left out: it holds nothing." in said
+    assert said.count("Note: ") == 2 and (tmp_path / "out" / "P1.zarr").exists()
+    with pytest.raises(InputError, match="as 'mayo'. Looked for: folders of full-dose and low-dose CT series"):
+        import_collection("mayo", root, tmp_path / "other")
+    assert "'P1/full' was left out: its name and description tell no patient such as L067" in capsys.readouterr().err
+
+
 def test_tcia_folders_are_read_and_projections_passed_over(tmp_path, capsys) -> None:
     """By the folders' names for C002, by the series descriptions for N005, whose folders are UIDs."""
     study = tmp_path / "LDCT-and-Projection-data" / "C002" / "12-23-2021-NA-NA-62464"

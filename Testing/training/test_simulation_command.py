@@ -9,6 +9,8 @@ import SimpleITK
 import torch
 import zarr
 
+from CTHarmonizeLib.ct.acquisition import parse_kernel
+from CTHarmonizeLib.ct.describe import describe
 from CTHarmonizeLib.ct.io import read_volume, write_nrrd
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS
 from CTHarmonizeLib.ct.volume import Volume
@@ -196,6 +198,25 @@ def test_slices_that_fill_no_thick_one_are_left_out(ct, tmp_path):
     assert read_volume(tmp_path / "source.nrrd").shape[0] == 2
 
 
+def test_an_image_says_with_which_kernel_it_was_simulated(ct, pair, tmp_path):
+    for name, f50 in (("source", NAMED_KERNELS["smooth"].f50), ("target", 3.5), ("target_noise_free", 3.5)):
+        described = describe(read_volume(pair / f"{name}.nrrd"))
+        assert described.acquisition.f50 == pytest.approx(f50, abs=1e-3), name
+        assert described.sources["f50"] == described.sources["slice_thickness"] == "header"
+        assert described.exposure_mas is None and described.acquisition.slice_thickness == SPACING[2]
+    assert described.kernel_name == "simulated 3.5"
+    given = dict(slices="1:3", views=VIEWS, device="cpu")
+    simulate(str(ct), tmp_path, "sharp", 25, "ge-lung", 100, 0.6, target_thickness=5.0, **given)
+    lung, described = parse_kernel("ge-lung", 0.6), describe(read_volume(tmp_path / "target.nrrd"))
+    for name in ("f50", "f10", "peak"):
+        told = getattr(described.acquisition, name.replace("peak", "mtf_peak"))
+        assert told == pytest.approx(getattr(lung, name), rel=1e-3)
+    assert described.kernel_name == "simulated ge-lung" and described.acquisition.slice_thickness == 5.0
+    simulate(str(tmp_path / "source.nrrd"), tmp_path / "low", views=VIEWS, device="cpu", insert_noise=20)
+    kept = describe(read_volume(tmp_path / "low" / "source.nrrd"))  # noise changes no sharpness
+    assert kept.acquisition.f50 == pytest.approx(NAMED_KERNELS["sharp"].f50, abs=1e-3)
+
+
 def test_inserted_noise_is_that_of_a_scan_at_the_lower_dose(tmp_path):
     y, x = np.mgrid[:40, :40].astype(float)
     water = np.repeat((-1000 + 1000 * disk(x, y, (19.5, 19.5), 17))[None], 24, 0).astype(np.int16)
@@ -225,6 +246,38 @@ def test_a_cut_out_is_warned_of(tmp_path):
     simulate(str(path), tmp_path, "smooth", target_kernel="smooth", views=VIEWS, device="cpu")
     warnings = json.loads((tmp_path / "simulation.json").read_text(encoding="utf-8"))["warnings"]
     assert any("outside the circle" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("scenes", [0, 1])
+def test_a_field_of_view_that_cuts_the_body_off_is_warned_of(tmp_path, monkeypatch, capsys, scenes):
+    monkeypatch.setattr(scan, "SCENE_ROWS", 32)
+    monkeypatch.setattr("CTHarmonizeTraining.simulation.scenes.SCENE_ROWS", 32)
+    y, x = np.mgrid[:48, :48].astype(float)
+    body = np.where(np.hypot(x - 23.5, y - 23.5) > 24, -2000, 40)  # the scanner's padding around its field of view
+    path = write_nrrd(Volume(body[None].astype(np.int16), SPACING), tmp_path / "cut.nrrd")
+    given = dict(source_kernel="smooth", target_kernel="smooth", views=VIEWS, device="cpu", scenes=scenes)
+    simulate(str(path), tmp_path / "out", **given)
+    assert "Up to 100 % of the edge of the field of view lies inside the body" in capsys.readouterr().err
+
+
+def test_images_of_another_run_do_not_stay_beside_new_ones(ct, tmp_path):
+    given = dict(slices=":1", views=VIEWS, device="cpu", source_kernel="smooth", target_kernel="smooth")
+    simulate(str(ct), tmp_path, **given, report=True)
+    simulate(str(ct), tmp_path, **given, insert_noise=20)
+    assert {path.name for path in tmp_path.iterdir()} == {"source.nrrd", "target.nrrd", "simulation.json"}
+
+
+def test_scenes_go_into_no_folder_of_something_else(ct, pair, tmp_path):
+    for other in (pair, tmp_path / "pair.zarr"):
+        if other != pair:
+            given = dict(source_kernel="smooth", target_kernel="smooth", slices="1:3", views=VIEWS, device="cpu")
+            simulate(str(ct), other, **given)
+        before = sorted(other.rglob("*"))
+        with pytest.raises(InputError, match="holds something else"):
+            simulate(str(ct), other, views=VIEWS, device="cpu", scenes=1)
+        assert sorted(other.rglob("*")) == before
+    with pytest.raises(InputError, match="is a store, which would be mixed with images"):
+        simulate(str(ct), tmp_path / "pair.zarr" / "0", views=VIEWS, device="cpu")
 
 
 def test_a_phantom_is_scanned_from_the_head_down(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 from CTHarmonizeLib.ct.acquisition import REFERENCE_NOISE, Acquisition, NoiseTable, parse_kernel
 from CTHarmonizeLib.ct.kernels import lookup_kernel
-from CTHarmonizeLib.ct.measure import MtfMeasurement, measure_mtf, measure_noise
+from CTHarmonizeLib.ct.measure import MtfMeasurement, NoiseMeasurement, measure_mtf, measure_noise
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
@@ -24,13 +24,15 @@ LOWEST_NOISE_HU = 0.5
 class Description:
     """``acquisition`` and, for each of its fields, where it comes from (``dicom``, ``header``, ``measured``, ``given``,
     ``assumed``). ``kernel_name``: in words; ``measured_f50`` (lp/cm): at the skin, whatever the tags say, None where
-    that was not possible or not needed; ``exposure_mas``: for the reader only; ``warnings``: sentences."""
+    that was not possible or not needed; ``measured_noise`` (HU): likewise; ``exposure_mas``: for the reader only;
+    ``warnings``: sentences."""
 
     acquisition: Acquisition
     sources: dict[str, str]
     kernel_name: str
     exposure_mas: float | None = None
     measured_f50: float | None = None
+    measured_noise: float | None = None
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
     def as_dict(self) -> dict[str, Any]:
@@ -41,6 +43,7 @@ class Description:
             "kernel_name": self.kernel_name,
             "exposure_mas": self.exposure_mas,
             "measured_f50": self.measured_f50,
+            "measured_noise": self.measured_noise,
             "warnings": list(self.warnings),
         }
 
@@ -63,7 +66,8 @@ def describe(
     stated = facts.origin if facts is not None else "header"
     warnings: list[str] = []
     mtf, name, kernel_source, measured = _kernel(volume, source_kernel, warnings)
-    noise, frequency, noise_source, frequency_source = _noise(volume, mtf.f50, source_dose, table, warnings)
+    seen = measure_noise(volume.hu, spacing)
+    noise, frequency, noise_source, frequency_source = _noise(seen, mtf.f50, source_dose, table, warnings)
     entry = lookup_kernel(facts.manufacturer, facts.kernel, facts.iterative_strength) if facts else None
     if frequency is None and entry is not None and kernel_source == stated:
         frequency, frequency_source = entry.noise_frequency, stated
@@ -93,6 +97,7 @@ def describe(
         name,
         facts.exposure_mas if facts else None,
         measured.f50 if measured else None,
+        seen.sigma if seen else None,
         tuple(warnings),
     )
 
@@ -142,12 +147,11 @@ def _given_kernel(given: str | float, manufacturer: str, spacing: float) -> tupl
 
 
 def _noise(
-    volume: Volume, f50: float, dose: float | None, table: NoiseTable, warnings: list[str]
+    measured: NoiseMeasurement | None, f50: float, dose: float | None, table: NoiseTable, warnings: list[str]
 ) -> tuple[float, float | None, str, str]:
-    """Noise in HU, its mean frequency where measured, and where both come from."""
+    """Noise in HU, its mean frequency where ``measured``, and where both come from."""
     if dose is not None and not 1.0 <= dose <= 400.0:
         raise InputError(f"A source dose of {dose:g} % is out of range: give 1 to 400 %.")
-    measured = measure_noise(volume.hu, volume.pixel_spacing)
     frequency = measured.mean_frequency if measured else None
     if dose is not None:
         return table.noise(f50, dose), frequency, "given", "measured"

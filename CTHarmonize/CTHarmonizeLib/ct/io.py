@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,10 +49,17 @@ def read_volume(path: str | os.PathLike) -> Volume:
     return series.read_series(path)
 
 
-def write_nrrd(volume: Volume, path: str | os.PathLike, dtype: str = "int16", compress: bool = False) -> Path:
+def write_nrrd(
+    volume: Volume,
+    path: str | os.PathLike,
+    dtype: str = "int16",
+    compress: bool = False,
+    header: Mapping[str, str] | None = None,
+) -> Path:
     """Write ``volume`` as NRRD of ``dtype`` (``int16``: HU rounded; ``float32``); the file appears whole or not at all.
 
-    Raises CannotRunError where the folder cannot be written or the disk is full.
+    ``header``: key-value pairs such as ``ConvolutionKernel`` that :func:`read_volume` finds again as facts. Raises
+    CannotRunError where the folder cannot be written or the disk is full.
     """
     import SimpleITK
 
@@ -66,6 +74,8 @@ def write_nrrd(volume: Volume, path: str | os.PathLike, dtype: str = "int16", co
     image.SetSpacing(volume.spacing)
     image.SetOrigin(volume.origin)
     image.SetDirection(volume.direction)
+    for key, value in (header or {}).items():
+        image.SetMetaData(key, value)
     partial = path.with_name(f".{uuid4().hex}.nrrd")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from CTHarmonizeLib.ct.mtf import Mtf
+from CTHarmonizeLib.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -173,12 +174,25 @@ _VENDORS = {
 }
 
 
+SIMULATOR = "CTHarmonize simulation"
+"""Manufacturer that simulated images name: their kernel is written with its exact points."""
+
+_SIMULATED = re.compile(r"(?P<name>.+) \(f50 (?P<f50>[\d.]+), f10 (?P<f10>[\d.]+) lp/cm, peak (?P<peak>[\d.]+)\)")
+
+
+def simulated_kernel(name: str, mtf: Mtf) -> str:
+    """What a simulated image's tags say of its kernel, for :func:`lookup_kernel` to find."""
+    return f"{name} (f50 {mtf.f50:.4f}, f10 {mtf.f10:.4f} lp/cm, peak {mtf.peak:.4f})"
+
+
 def lookup_kernel(manufacturer: str, name: str, iterative_strength: str = "") -> KernelEntry | None:
     """Entry of the kernel ``name`` as DICOM gives it (several values joined by a backslash), None where unknown.
 
     Without a manufacturer a name that only one vendor uses is found too, but no single letter.
     """
     name = name.strip()
+    if manufacturer.strip() == SIMULATOR:
+        return _simulated(name)
     vendor = vendor_of(manufacturer)
     single = len(name.split("\\")[0].strip()) == 1
     if not name or (vendor is None and (manufacturer.strip() or single)):
@@ -201,6 +215,15 @@ def vendor_of(manufacturer: str) -> str | None:
         if text.startswith(starts):
             return vendor
     return None
+
+
+def _simulated(text: str) -> KernelEntry | None:
+    match = _SIMULATED.fullmatch(text)
+    try:
+        points = [float(match[name]) for name in ("f50", "f10", "peak")] if match else None
+        return points and KernelEntry("simulated", match["name"], Mtf.from_points(*points))
+    except (ValueError, InputError):  # written by hand
+        return None
 
 
 def _in_vendor(vendor: str, name: str, iterative_strength: str) -> KernelEntry | None:

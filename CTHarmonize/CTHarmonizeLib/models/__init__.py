@@ -109,9 +109,18 @@ def installed_models(extra_folders: Iterable[str | os.PathLike] = ()) -> list[Mo
 
 
 def find_model(folder: str | os.PathLike) -> Model:
-    """The model in ``folder``, which may also be the name of an installed model. Raises InputError with the reason."""
-    named = [model for model in installed_models() if isinstance(model, Model) and model.name == str(folder)]
-    return named[0] if named and not Path(folder).exists() else load_model(folder)
+    """The model in ``folder``, which may also be the name of an installed model, or of its folder. Raises InputError
+    with the reason."""
+    if Path(folder).expanduser().exists():
+        return load_model(folder)
+    models = [model for model in installed_models() if isinstance(model, Model)]
+    for named in ([m for m in models if m.name == str(folder)], [m for m in models if m.folder.name == str(folder)]):
+        if named:
+            return named[0]
+    names = ", ".join(f"'{model.name}'" for model in models) or "none"
+    raise InputError(
+        f"There is no model folder '{folder}', and no model of that name is installed; there are: {names}."
+    )
 
 
 def model_for(method: str, folder: str | os.PathLike | None = None) -> Model:
