@@ -42,11 +42,11 @@ def head(tmp_path_factory):
 def test_volumes_lie_where_the_input_lies(head):
     folder = next(path.parent for path in head[0].glob("*/input.nrrd"))
     source = read_volume(folder / "input.nrrd")
-    harmonized, deviation = (read_volume(folder / f"{name}.nrrd") for name in ("harmonized", "standard_deviation"))
+    harmonized = read_volume(folder / "harmonized.nrrd")
     assert np.allclose(harmonized.ijk_to_ras(), source.ijk_to_ras(), rtol=0.0, atol=1e-6)
     assert harmonized.hu.dtype == np.int16
     assert not np.array_equal(harmonized.hu, source.hu)
-    assert not deviation.hu.any()  # of a method without samples
+    assert not (folder / "standard_deviation.nrrd").exists()  # of a method without samples
 
 
 def test_table_says_what_result_json_says(head):

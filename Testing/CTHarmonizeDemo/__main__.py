@@ -113,7 +113,10 @@ def harmonize(host, panel, case: cases.Case, method: str, options: argparse.Name
     images = {"input": _volume_of(node)}
     write_nrrd(images["input"], folder / "input.nrrd", str(images["input"].hu.dtype))
     for name, attribute in OUTPUTS.items():
-        volume = _volume_of(getattr(job, attribute))
+        node = getattr(job, attribute)
+        if node is None:  # a method without samples has no deviation
+            continue
+        volume = _volume_of(node)
         images["deviation" if name == "standard_deviation" else name] = volume
         write_nrrd(volume, folder / f"{name}.nrrd", "float32" if name == "standard_deviation" else "int16")
     (folder / "result.json").write_text(json.dumps(job.report, indent=2, ensure_ascii=False), encoding="utf-8")

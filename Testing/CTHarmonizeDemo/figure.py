@@ -22,7 +22,8 @@ _INCH = 3.0  # width of an image
 
 
 def draw(path: Path, title: str, images: Mapping[str, Volume], where: Regions) -> None:
-    """Picture of the middle slice of ``images`` (input, harmonized, mean, deviation) as PNG at ``path``."""
+    """Picture of the middle slice of ``images`` (input, harmonized, mean, and deviation if there is one) as PNG at
+    ``path``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,7 +36,8 @@ def draw(path: Path, title: str, images: Mapping[str, Volume], where: Regions) -
     first = "lung" if has_lung(volume, where) else "bone"
     detail = _detail(planes["input"], where.body[index][box] & _of_interest(planes["input"], first), spacing)
     change = planes["mean"] - planes["input"]
-    most = max(5.0, float(np.ceil(np.percentile(planes["deviation"][body], 99) / 5.0) * 5.0))
+    if "deviation" in planes:
+        most = max(5.0, float(np.ceil(np.percentile(planes["deviation"][body], 99) / 5.0) * 5.0))
     largest = max(10.0, float(np.ceil(np.percentile(np.abs(change[body]), 98) / 10.0) * 10.0))
 
     ratio = body.shape[0] / body.shape[1]
@@ -64,6 +66,9 @@ def draw(path: Path, title: str, images: Mapping[str, Volume], where: Regions) -
             elif row == 1:
                 _colour_bar(axis, axis.imshow(change, cmap="gray", vmin=-largest, vmax=largest))
                 axis.set_title("Mean minus input", fontsize=11, pad=4)
+            elif name not in planes:
+                axis.text(0.5, 0.5, "No deviation:\nthe method draws no samples", ha="center", va="center", fontsize=11)
+                continue
             else:
                 _colour_bar(axis, axis.imshow(planes[name][crop], cmap="inferno", vmin=0.0, vmax=most))
             if row == 0:
