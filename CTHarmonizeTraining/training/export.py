@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -68,16 +68,22 @@ class About:
         """From a YAML file. Raises InputError."""
         try:
             entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-            about = cls(**{**entries, "data": tuple(entries["data"]), "version": str(entries["version"])})
-            wrong = [entry for entry in about.data if {*entry} != {"stores", "name", "licence"}]
-        except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"'{path}' does not say what a card needs (name, version, licence, data, limits): {reason}"
-            ) from error
-        if wrong:
-            raise InputError(f"Every entry of 'data' in '{path}' has stores, name and licence, and nothing else.")
-        return about
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise InputError(f"'{path}' cannot be read: {reason}.") from error
+        given, wanted = {*entries} if isinstance(entries, dict) else set(), [field.name for field in fields(cls)]
+        kinds = {
+            "missing": [name for name in wanted if name not in given],
+            "unknown": sorted(given - {*wanted}, key=str),
+        }
+        if any(kinds.values()):
+            words = "; ".join(f"{kind}: {', '.join(map(str, names))}" for kind, names in kinds.items() if names)
+            raise InputError(f"'{path}' does not say what a card needs, {', '.join(wanted)} ({words}).")
+        data = entries["data"]
+        parts = {"stores", "name", "licence"}
+        if not isinstance(data, list) or any(not isinstance(entry, dict) or {*entry} != parts for entry in data):
+            raise InputError(f"'data' in '{path}' is a list whose entries have stores, name and licence, nothing else.")
+        return cls(**{**entries, "data": tuple(data), "version": str(entries["version"])})
 
     def training_data(self, stores: Sequence[Path]) -> list[dict[str, str]]:
         """A card's ``training.data``. Raises InputError where no entry speaks of one of ``stores``."""
@@ -102,7 +108,7 @@ def export(
     output: Path,
     about: Path,
     ct: Path | None = None,
-    phantom: list[int] | None = None,
+    phantom: int | list[int] | None = None,
     volumes: list[Path] | None = None,
     slices: int | list[int] = 8,
     samples: int = 16,
@@ -122,7 +128,7 @@ def export(
         about: YAML file with what only people know: name, version, licence, limits, and data, entries with stores
             (a name or a pattern such as phantom*), name and licence.
         ct: CT volume to judge the model on; or, and also
-        phantom: seeds of procedural chests to judge it on.
+        phantom: seed or seeds of procedural chests to judge it on.
         volumes: for a model that makes thin slices, in place of both: stores of thin pairs to judge it on.
         slices: of each, as in 'evaluate'.
         samples: that the model draws by default.
@@ -130,6 +136,7 @@ def export(
         cache: folder of calibration, simulated scans and results, beside the model folder where left out.
         device: auto, cpu, cuda or mps.
     """
+    phantom = [phantom] if isinstance(phantom, int) else phantom
     method, data = settings.load(_of(run, settings.CONFIG))
     record = json.loads(_of(run, RECORD).read_text(encoding="utf-8"))
     told = About.load(about)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -154,7 +156,7 @@ def test_test_data_must_not_have_been_trained_on(run: Path, tmp_path: Path, caps
             check_test_data(seen, ct, phantom)
     with pytest.raises(InputError, match="Give test data"):
         export(run, tmp_path / "model", about(tmp_path))
-    assert main(["export", str(tmp_path), str(tmp_path / "m"), str(tmp_path / "about.yaml"), "--phantom", "[1]"]) == 2
+    assert main(["export", str(tmp_path), str(tmp_path / "m"), str(tmp_path / "about.yaml"), "--phantom", "1"]) == 2
     assert "has no config.yaml: give the output folder of a finished" in capsys.readouterr().err
 
 
@@ -166,8 +168,29 @@ def test_licences_have_to_be_said(run: Path, tmp_path: Path) -> None:
         About.load(about(tmp_path, data=[{"stores": "scenes", "name": "x"}]))
     path = tmp_path / "half.yaml"
     path.write_text("name: x\nversion: 1\ndata: []\n")
-    with pytest.raises(InputError, match="does not say what a card needs"):
+    with pytest.raises(InputError, match=r"\(missing: licence, limits\)"):
         About.load(path)
+    path.write_text("name: x\nversion: 1\ndata: []\nlicense: x\nlimit: y\n")
+    with pytest.raises(InputError, match=r"\(missing: licence, limits; unknown: license, limit\)"):
+        About.load(path)
+    with pytest.raises(InputError, match="none.yaml' cannot be read: No such file or directory"):
+        About.load(tmp_path / "none.yaml")
+
+
+def test_a_terminated_export_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(folder: Path, device: str) -> int:
+        assert (folder / "card.json").exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the export went on")
+
+    monkeypatch.setattr(exporting, "measured_halo", stopped)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        where = [str(tmp_path / "model"), str(about(tmp_path)), "--phantom", "1", "--device", "cpu"]
+        assert main(["export", str(run), *where]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["about.yaml"]
 
 
 def test_fixed_kernels_and_doses_are_the_cards(store: Path) -> None:
