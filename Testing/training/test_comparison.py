@@ -25,7 +25,7 @@ def pair(source: str, target: str, own: dict[str, float], dose: float = 10.0) ->
         },
         "psnr": {name: 60.0 - value for name, value in errors.items()},
         "ssim": {name: 1.0 - value / 100.0 for name, value in errors.items()},
-        "bias": {"water-like": {"pixels": 10, **bias}, "fat": {"pixels": 0}},
+        "bias": {"water-like": {"pixels": 10, **bias}, "fat": {"pixels": 0}, "bone": {"input": {"value": 99.0}}},
         "noise": {
             **{name: {"sigma": value, "mean_frequency": 2.0} for name, value in errors.items()},
             "input": None, "target": {"sigma": 10.0, "mean_frequency": 3.0},
@@ -65,6 +65,7 @@ def test_rows_and_values_are_those_of_the_evaluations(tmp_path: Path) -> None:
     assert table.loc["unet", "seconds"] == 0.5
     assert table.loc["ctflow, mean", "beats"] == "1 of 2"  # band normalization has 11 in the second mapping
     assert table.loc["unet", "beats"] == "2 of 2" and table.loc["band-normalization", "beats"] == ""
+    assert table.loc["input", "bias"] == pytest.approx(3.0)  # bone's is blur
     assert pd.isna(table.loc["input", "f50"]) and pd.isna(table.loc["input", "noise"])
     text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert "| unet | 13.5 | 18.5 | 46.5 | 0.865 | 1.35 | -1.0 | -0.50 | 1.7 | 0.50 | 2 of 2 |" in text
