@@ -1,4 +1,5 @@
-"""Pictures of the panel, ready, running, done, in trouble: ``python Testing/gui/take_screenshots.py FOLDER [VOLUME]``.
+"""Pictures of the panel, ready, with each method, running, done, in trouble:
+``python Testing/gui/take_screenshots.py FOLDER [VOLUME]``.
 
 VOLUME is an NRRD file; without it a phantom is shown. Needs slicer-core and PySide6 (see SlicerHost).
 """
@@ -49,6 +50,11 @@ def main(folder: Path, path: Path | None, method: str | None = None) -> None:
     shoot("panel_measuring")
     host.process(300, until=lambda: not panel._detector.busy)
     shoot("panel_ready")
+    chosen = ui.methodComboBox.currentIndex
+    for index in range(ui.methodComboBox.count):
+        ui.methodComboBox.setCurrentIndex(index)
+        shoot(f"method_{ui.methodComboBox.itemData(index)}")
+    ui.methodComboBox.setCurrentIndex(chosen)
     ui.correctionCollapsibleButton.collapsed = False
     ui.advancedCollapsibleButton.collapsed = False
     shoot("panel_open_320", 320)
