@@ -214,7 +214,7 @@ class Panel(VTKObservationMixin):
             self._targetKernel.showOnly(onlyKernel)
         elif self._parameters:
             self._targetKernel.show(
-                self._parameters.targetKernel,
+                self._parameters.targetKernel if "kernel" in fields else "",  # as the input
                 choices.kernels(model, self._pixelSpacing),
                 choices.kernelRange(model, self._pixelSpacing),
             )

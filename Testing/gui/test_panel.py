@@ -198,6 +198,16 @@ def test_apply_gives_three_volumes_in_their_place(host, widget, volume):
     assert not job.folder.path.exists()
 
 
+def test_a_kernel_that_a_method_cannot_set_is_not_shown_as_chosen(host, widget, volume):
+    ui = widget.ui
+    choose(ui.targetKernelComboBox, "medium")
+    choose(ui.methodComboBox, "nlm")
+    assert ui.targetKernelComboBox.currentText == "As the input" and not ui.targetKernelComboBox.enabled
+    assert widget.panel.request()["targetKernel"] is None
+    choose(ui.methodComboBox, "mtf-filter")
+    assert ui.targetKernelComboBox.currentText == "Medium" and widget.panel.request()["targetKernel"] == "medium"
+
+
 def test_a_method_without_samples_has_no_deviation(host, widget, volume):
     smooth(widget)
     widget.ui.applyButton.click()
