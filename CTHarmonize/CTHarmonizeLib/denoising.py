@@ -19,7 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from CTHarmonizeLib.ct.acquisition import Acquisition
-from CTHarmonizeLib.methods.base import Method
+from CTHarmonizeLib.methods.formula import FormulaMethod
 
 if TYPE_CHECKING:
     import torch
@@ -73,10 +73,9 @@ def share_left(noise: np.ndarray, left: np.ndarray, wanted: float) -> float:
     return float((-half + np.sqrt(half**2 - square * rest)) / square)
 
 
-class Denoiser(Method):
+class Denoiser(FormulaMethod):
     """Base of the methods that take away the noise beyond the target's, and change nothing else."""
 
-    needs_model: ClassVar[bool] = False
     target_fields: ClassVar[frozenset[str]] = frozenset({"dose"})
 
     anchor_mm = ANCHOR_MM
@@ -97,18 +96,17 @@ class Denoiser(Method):
         """
         return 1.0, share_left(noise, left(1.0), wanted)
 
-    def prepare(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
-        """The source and the result, (b, 2, rows, columns)."""
+    def filtered(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
         import torch
 
         if source.noise <= target.noise:
-            return torch.stack([slices, slices], dim=1)
+            return slices
         strength, share = self.setting(source, target.noise)
         results = []
         for image in slices.cpu().double().numpy():
             seen = np.clip(image, *RANGE_HU)
             results.append(image + (1.0 - share) * (self.denoise(seen, source, strength) - seen))
-        return torch.stack([slices, torch.from_numpy(np.stack(results)).to(slices)], dim=1)
+        return torch.from_numpy(np.stack(results)).to(slices)
 
     def setting(self, source: Acquisition, wanted: float) -> tuple[float, float]:
         """Strength and share for a remaining noise of ``wanted`` HU, below the source's."""
@@ -122,15 +120,6 @@ class Denoiser(Method):
 
             self._settings[source, wanted] = self.solve(left, noise, wanted)
         return self._settings[source, wanted]
-
-    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
-        return planes[:, 1]
-
-    def estimate(self, state: Tensor) -> Tensor:
-        return state
-
-    def implausible(self, samples: Tensor, state: Tensor) -> Tensor:
-        return ~samples.isfinite()  # metal may exceed any HU
 
     def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
         return 4 * rows * columns * (24 * slices + 64)

@@ -15,7 +15,7 @@ from scipy import fft, ndimage
 
 from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.errors import InputError
-from CTHarmonizeLib.methods.base import Method
+from CTHarmonizeLib.methods.formula import FormulaMethod
 from CTHarmonizeLib.methods.mtf_filter import filter_slices
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def gains_for(moments: Moments, wanted: np.ndarray, low: np.ndarray, high: np.nd
     return gains
 
 
-class BandNormalization(Method):
+class BandNormalization(FormulaMethod):
     """Bands brought to the target's energies by one filter for the whole volume."""
 
     name: ClassVar[str] = "band-normalization"
@@ -209,7 +209,6 @@ class BandNormalization(Method):
     summary: ClassVar[str] = (
         "Brings the strength of fine and coarse detail and noise in the lungs to the target's. Needs no model."
     )
-    needs_model: ClassVar[bool] = False
     target_fields: ClassVar[frozenset[str]] = frozenset({"kernel", "dose"})
 
     gains: np.ndarray | None = None
@@ -238,25 +237,13 @@ class BandNormalization(Method):
             moments.add(image, mask, volume.pixel_spacing)
         self.gains = gains_for(moments, reference.energies(target), *limits(reference, source, target))
 
-    def prepare(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
-        """The source and the result, (b, 2, rows, columns)."""
-        import torch
-
+    def filtered(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
         weights = np.append(self.gains, 1.0)
 
         def gain(shape: tuple[int, int]) -> np.ndarray:
             return np.tensordot(weights, bands(shape, source.pixel_spacing), 1)
 
-        return torch.stack([slices, filter_slices(slices, gain)], dim=1)
-
-    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
-        return planes[:, 1]
-
-    def estimate(self, state: Tensor) -> Tensor:
-        return state
-
-    def implausible(self, samples: Tensor, state: Tensor) -> Tensor:
-        return ~samples.isfinite()  # metal may exceed any HU
+        return filter_slices(slices, gain)
 
     def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
         return 4 * rows * columns * (24 * slices + 96)

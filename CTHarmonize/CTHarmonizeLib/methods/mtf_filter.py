@@ -13,7 +13,7 @@ import numpy as np
 
 from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.ct.mtf import Mtf
-from CTHarmonizeLib.methods.base import Method
+from CTHarmonizeLib.methods.formula import FormulaMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,28 +68,16 @@ def filter_slices(slices: Tensor, gain: Callable[[tuple[int, int]], np.ndarray])
     return filtered[inner]
 
 
-class MtfFilter(Method):
+class MtfFilter(FormulaMethod):
     """The MTF-ratio filter as a method."""
 
     name: ClassVar[str] = "mtf-filter"
     title: ClassVar[str] = "MTF filter (classical)"
     summary: ClassVar[str] = "Changes the kernel by a Fourier filter; noise changes with it. Needs no model."
-    needs_model: ClassVar[bool] = False
     target_fields: ClassVar[frozenset[str]] = frozenset({"kernel"})
 
-    def prepare(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
-        import torch
-
-        return torch.stack([slices, apply_filter(slices, source, target)], dim=1)
-
-    def encode(self, planes: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
-        return planes[:, 1]
-
-    def estimate(self, state: Tensor) -> Tensor:
-        return state
-
-    def implausible(self, samples: Tensor, state: Tensor) -> Tensor:
-        return ~samples.isfinite()  # metal may exceed any HU
+    def filtered(self, slices: Tensor, source: Acquisition, target: Acquisition) -> Tensor:
+        return apply_filter(slices, source, target)
 
     def memory(self, slices: int, samples: int, rows: int, columns: int) -> int:
         return 4 * slices * rows * columns * 24
