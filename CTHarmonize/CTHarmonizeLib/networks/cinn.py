@@ -3,9 +3,8 @@ a filtered back-projection."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from CTHarmonizeLib.networks.cinn_conditioning import SLOPE, AppendixConditioning, EncoderConditioning
 from CTHarmonizeLib.networks.conditional import EMBEDDING, acquisition_embedding, embedded
 from CTHarmonizeLib.networks.config import NetworkConfig
+from CTHarmonizeLib.networks.flow import ConditionalFlow, Encoding
 from CTHarmonizeLib.networks.invertible import CrossCoupling, Haar, InvertibleConvolution, Permutation, Squeeze
 from CTHarmonizeLib.networks.rrdb import RRDBEncoder
 
@@ -88,15 +88,6 @@ class CINNConfig(NetworkConfig):
     @property
     def multiple(self) -> int:
         return self.dense_size or 2 ** len(self.kept)
-
-
-@dataclass
-class Encoding:
-    """What does not depend on the sample: the estimate (b, 1, h, w) in network units that a residual form adds (the
-    last plane, where no other is trained), and every layer's state."""
-
-    estimate: Tensor
-    states: list[list] = field(default_factory=list)
 
 
 class CouplingNetwork(nn.Module):
@@ -213,7 +204,7 @@ class DenseSection(Chain):
         return super().condition([shares[number : number + 2] for number in range(0, len(shares), 2)])
 
 
-class CINN(nn.Module):
+class CINN(ConditionalFlow):
     """Conditioning network and flow. Images are (b, 1, h, w) in [0, 1] (the card's intensity window); h and w are
     multiples of ``config.multiple``, or with the dense level equal to it. ``acquisition`` is (b, conditions) or None.
     """
@@ -265,17 +256,10 @@ class CINN(nn.Module):
             encoding.states.append(self.dense.condition(other))
         return encoding
 
-    def to_image(self, estimate: Tensor) -> Tensor:
-        """Network units back to [0, 1]."""
-        return estimate / self.config.gain
-
     def forward(self, target: Tensor, encoding: Encoding) -> tuple[list[Tensor], Tensor]:
         """(latents, as :meth:`latent_shapes` says, log-determinant (b,)) of a target (b, 1, h, w)."""
         config = self.config
-        x, scale = target * config.gain, config.gain
-        if config.form == "residual":
-            x, scale = (x - encoding.estimate) * config.residual_gain, scale * config.residual_gain
-        determinant = x.new_full((len(x),), math.log(scale) * x[0].numel())
+        x, determinant = self.modelled(target, encoding)
         latents = []
         for level, kept in enumerate(config.kept):
             states, count = encoding.states[level], len(self.openings[level].layers)
@@ -293,12 +277,6 @@ class CINN(nn.Module):
             numbers, change = self.dense(x.flatten(1), encoding.states[-1])
             x, determinant = numbers.view_as(x), determinant + change
         return [*latents, x], determinant
-
-    def log_likelihood(self, target: Tensor, encoding: Encoding) -> Tensor:
-        """log p(target | source), (b,), in nats (the paper's section 3.2)."""
-        latents, determinant = self(target, encoding)
-        prior = sum(-0.5 * (latent**2 + math.log(2 * math.pi)).sum((1, 2, 3)) for latent in latents)
-        return prior + determinant
 
     def latent_shapes(self, rows: int, columns: int) -> list[tuple[int, int, int]]:
         """(channels, rows, columns) of each latent for an image of that size, in the order in which they leave."""
@@ -327,9 +305,7 @@ class CINN(nn.Module):
             if z.shape[1] < self._opened(level):
                 z = torch.cat([z, waiting.pop()], 1)
             z = self.openings[level].inverse(z, states[:count])
-        if config.form == "residual":
-            z = z / config.residual_gain + encoding.estimate
-        return self.to_image(z)
+        return self.image(z, encoding)
 
     def _opened(self, level: int) -> int:
         """Channels after the down-sampling of ``level``, from 0."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, convert, embedded
 from CTHarmonizeLib.networks.config import NetworkConfig
+from CTHarmonizeLib.networks.flow import ConditionalFlow, Encoding
 from CTHarmonizeLib.networks.invertible import FlowStep, Split, Squeeze, TransitionStep
 from CTHarmonizeLib.networks.rrdb import RRDBEncoder
 
@@ -52,14 +52,6 @@ class CTFlowConfig(NetworkConfig):
     @property
     def multiple(self) -> int:
         return 2**self.levels
-
-
-@dataclass
-class Encoding:
-    """What does not depend on the sample: the estimate (b, 1, h, w) in network units and every layer's state."""
-
-    estimate: Tensor
-    states: list[list] = field(default_factory=list)
 
 
 class FlowLevel(nn.Module):
@@ -109,7 +101,7 @@ class FlowLevel(nn.Module):
         return self.squeeze.inverse(z)
 
 
-class CTFlow(nn.Module):
+class CTFlow(ConditionalFlow):
     """Encoder and flow. Images are (b, 1, h, w) in [0, 1] (the card's intensity window); h and w are multiples of
     ``2 ** levels``. ``acquisition`` is (b, conditions), or None for a network without conditions."""
 
@@ -170,17 +162,9 @@ class CTFlow(nn.Module):
             encoding.states.append(level.condition(resized, embedding))
         return encoding
 
-    def to_image(self, estimate: Tensor) -> Tensor:
-        """Network units back to [0, 1]."""
-        return estimate / self.config.gain
-
     def forward(self, target: Tensor, encoding: Encoding) -> tuple[list[Tensor], Tensor]:
         """(latents, one a level, log-determinant (b,)) of a target (b, 1, h, w)."""
-        config = self.config
-        x, scale = target * config.gain, config.gain
-        if config.form == "residual":
-            x, scale = (x - encoding.estimate) * config.residual_gain, scale * config.residual_gain
-        determinant = x.new_full((len(x),), math.log(scale) * x[0].numel())
+        x, determinant = self.modelled(target, encoding)
         latents = []
         for level, states in zip(self.levels, encoding.states, strict=True):
             x, latent, change = level(x, states)
@@ -188,12 +172,6 @@ class CTFlow(nn.Module):
             if latent is not None:
                 latents.append(latent)
         return [*latents, x], determinant
-
-    def log_likelihood(self, target: Tensor, encoding: Encoding) -> Tensor:
-        """log p(target | source), (b,), in nats (the paper's Eq. 2)."""
-        latents, determinant = self(target, encoding)
-        prior = sum(-0.5 * (latent**2 + math.log(2 * math.pi)).sum((1, 2, 3)) for latent in latents)
-        return prior + determinant
 
     def latent_shapes(self, rows: int, columns: int) -> list[tuple[int, int, int]]:
         """(channels, rows, columns) of each level's latent for an image of that size."""
@@ -206,12 +184,9 @@ class CTFlow(nn.Module):
 
     def inverse(self, latents: Sequence[Tensor], encoding: Encoding) -> Tensor:
         """The image (b, 1, h, w) in [0, 1] that these latents stand for."""
-        config = self.config
         *others, z = latents
         for level, states, latent in zip(
             reversed(self.levels), reversed(encoding.states), [None, *reversed(others)], strict=True
         ):
             z = level.inverse(z, latent, states)
-        if config.form == "residual":
-            z = z / config.residual_gain + encoding.estimate
-        return self.to_image(z)
+        return self.image(z, encoding)
