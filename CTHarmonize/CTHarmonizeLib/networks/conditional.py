@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from CTHarmonizeLib.networks.config import NetworkConfig
 
 EMBEDDING = 64
 """Width of an acquisition's embedding."""
@@ -50,7 +54,23 @@ class Modulation(nn.Module):
         return x * (1 + scale) + shift
 
 
-class ImageNetwork(nn.Module):
+@dataclass(frozen=True)
+class ImageNetworkConfig(NetworkConfig):
+    """What the configurations of all :class:`ImageNetwork` have: ``planes`` of the input; ``conditions``, the length of
+    the acquisition vector; ``stride`` 2: on the space-to-depth grid; ``gain`` multiplies what the network sees of
+    [0, 1]."""
+
+    planes: int = 1
+    conditions: int = 0
+    stride: int = 1
+    gain: float = 1.0
+
+    @property
+    def multiple(self) -> int:
+        return self.stride
+
+
+class ImageNetwork(nn.Module, ABC):
     """Base of networks that make one image: the last plane plus a correction.
 
     ``correction`` of a subclass sees planes (b, planes * stride^2, h / stride, w / stride), on the space-to-depth grid
@@ -62,11 +82,11 @@ class ImageNetwork(nn.Module):
     widest: int = 0
     whole_slices: bool = False
 
-    def __init__(self, planes: int, channels: int, conditions: int, stride: int, gain: float, kernel: int = 3) -> None:
+    def __init__(self, config: ImageNetworkConfig, channels: int, kernel: int = 3) -> None:
         super().__init__()
-        self.stride, self.gain = stride, gain
-        self.embedding = acquisition_embedding(conditions)
-        self.first = nn.Conv2d(planes * stride**2, channels, kernel, padding=kernel // 2)
+        self.config = config
+        self.embedding = acquisition_embedding(config.conditions)
+        self.first = nn.Conv2d(config.planes * config.stride**2, channels, kernel, padding=kernel // 2)
 
     def use_precision(self, dtype: torch.dtype) -> ImageNetwork:
         """Run all but the first layer in ``dtype`` (bfloat16 or float32)."""
@@ -75,14 +95,15 @@ class ImageNetwork(nn.Module):
 
     def forward(self, planes: Tensor, acquisition: Tensor | None = None) -> Tensor:
         """Image (b, 1, h, w) in [0, 1] of planes (b, p, h, w) in [0, 1] and acquisition (b, conditions)."""
-        x = F.pixel_unshuffle(planes, self.stride) if self.stride > 1 else planes
+        stride, gain = self.config.stride, self.config.gain
+        x = F.pixel_unshuffle(planes, stride) if stride > 1 else planes
         with torch.autocast(x.device.type, enabled=False):
-            x = self.first((self.gain * x).to(self.first.weight.dtype))
+            x = self.first((gain * x).to(self.first.weight.dtype))
         correction = self.correction(x, embedded(self.embedding, acquisition))
-        if self.stride > 1:
-            correction = F.pixel_shuffle(correction, self.stride)
-        return planes[:, -1:] + correction.to(planes.dtype) / self.gain
+        if stride > 1:
+            correction = F.pixel_shuffle(correction, stride)
+        return planes[:, -1:] + correction.to(planes.dtype) / gain
 
+    @abstractmethod
     def correction(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Correction (b, stride^2, h, w), times ``gain``, from the first layer's channels (b, channels, h, w)."""
-        raise NotImplementedError

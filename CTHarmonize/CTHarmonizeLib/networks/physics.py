@@ -9,7 +9,7 @@ spectrum times Omega's gains, so that the product is a matter of weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -59,9 +59,8 @@ class PhysicsConfig(NetworkConfig):
     @property
     def unet(self) -> UNetConfig:
         """Gamma's."""
-        return UNetConfig(
-            self.channels, self.depth, self.attention, self.planes, self.conditions, self.stride, self.gain
-        )
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(UNetConfig)}
+        return UNetConfig(**shared)
 
 
 class PhysicsGenerator(nn.Module):

@@ -6,30 +6,20 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from CTHarmonizeLib.networks.conditional import EMBEDDING, ImageNetwork, Modulation
-from CTHarmonizeLib.networks.config import NetworkConfig
+from CTHarmonizeLib.networks.conditional import EMBEDDING, ImageNetwork, ImageNetworkConfig, Modulation
 
 
 @dataclass(frozen=True)
-class SRResNetConfig(NetworkConfig):
+class SRResNetConfig(ImageNetworkConfig):
     """Size of an :class:`SRResNet`; the defaults are the paper's, but for its batch normalisation, which would let an
     image's HU depend on those beside it.
 
-    ``outer``: kernel of the first and last layer; ``planes``, ``conditions``, ``stride`` and ``gain`` as
-    :class:`~CTHarmonizeLib.networks.conditional.ImageNetwork` has them.
+    ``outer``: kernel of the first and last layer.
     """
 
     blocks: int = 16
     channels: int = 64
     outer: int = 9
-    planes: int = 1
-    conditions: int = 0
-    stride: int = 1
-    gain: float = 1.0
-
-    @property
-    def multiple(self) -> int:
-        return self.stride
 
 
 class ResidualBlock(nn.Module):
@@ -57,10 +47,7 @@ class SRResNet(ImageNetwork):
     """Residual blocks with a long skip over the features."""
 
     def __init__(self, config: SRResNetConfig = SRResNetConfig()) -> None:
-        super().__init__(
-            config.planes, config.channels, config.conditions, config.stride, config.gain, config.outer
-        )
-        self.config = config
+        super().__init__(config, config.channels, config.outer)
         self.widest = 5 * config.channels // config.stride**2
         self.activation = nn.PReLU(config.channels)
         embedding = EMBEDDING if config.conditions else 0

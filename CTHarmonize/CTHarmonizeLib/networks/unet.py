@@ -10,28 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from CTHarmonizeLib.networks.conditional import EMBEDDING, ImageNetwork, Modulation
-from CTHarmonizeLib.networks.config import NetworkConfig
+from CTHarmonizeLib.networks.conditional import EMBEDDING, ImageNetwork, ImageNetworkConfig, Modulation
 
 
 @dataclass(frozen=True)
-class UNetConfig(NetworkConfig):
+class UNetConfig(ImageNetworkConfig):
     """Size of a :class:`UNet`; the defaults are the original's, 31 million parameters, without normalisation (it would
     let an image's HU depend on its own contrast).
 
     ``channels`` at full resolution, doubled at each of ``depth`` halvings; ``attention``: ``none``; ``spatial``
     squeeze and excitation; or ``scse``, which adds the channels' own and with it the mean of the whole image.
-    ``planes``, ``conditions``, ``stride`` and ``gain`` are
-    :class:`~CTHarmonizeLib.networks.conditional.ImageNetwork`'s.
     """
 
     channels: int = 64
     depth: int = 4
     attention: Literal["none", "spatial", "scse"] = "none"
-    planes: int = 1
-    conditions: int = 0
-    stride: int = 1
-    gain: float = 1.0
 
     def __post_init__(self) -> None:
         if self.attention not in ("none", "spatial", "scse"):
@@ -91,8 +84,7 @@ class UNet(ImageNetwork):
     """
 
     def __init__(self, config: UNetConfig = UNetConfig(), images: int = 1) -> None:
-        super().__init__(config.planes, config.channels, config.conditions, config.stride, config.gain)
-        self.config = config
+        super().__init__(config, config.channels)
         self.whole_slices = config.attention == "scse"
         self.widest = 12 * config.channels // config.stride**2
         embedding = EMBEDDING if config.conditions else 0

@@ -7,36 +7,22 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from CTHarmonizeLib.networks.conditional import EMBEDDING, ImageNetwork, Modulation
-from CTHarmonizeLib.networks.config import NetworkConfig
+from CTHarmonizeLib.networks.conditional import EMBEDDING, ImageNetwork, ImageNetworkConfig, Modulation
 
 
 @dataclass(frozen=True)
-class WGANConfig(NetworkConfig):
-    """Size of a :class:`WGANGenerator`; the defaults are the paper's: eight layers, 32 filters, the last layer one.
-
-    ``planes``, ``conditions``, ``stride`` and ``gain`` are
-    :class:`~CTHarmonizeLib.networks.conditional.ImageNetwork`'s.
-    """
+class WGANConfig(ImageNetworkConfig):
+    """Size of a :class:`WGANGenerator`; the defaults are the paper's: eight layers, 32 filters, the last layer one."""
 
     layers: int = 8
     channels: int = 32
-    planes: int = 1
-    conditions: int = 0
-    stride: int = 1
-    gain: float = 1.0
-
-    @property
-    def multiple(self) -> int:
-        return self.stride
 
 
 class WGANGenerator(ImageNetwork):
     """3x3 convolutions and ReLU. The output is a correction of the input, where the paper's is the image itself."""
 
     def __init__(self, config: WGANConfig = WGANConfig()) -> None:
-        super().__init__(config.planes, config.channels, config.conditions, config.stride, config.gain)
-        self.config = config
+        super().__init__(config, config.channels)
         self.widest = 4 * config.channels // config.stride**2
         channels = config.channels
         self.inner = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(config.layers - 2))
