@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from CTHarmonizeLib.errors import CannotRunError
-from CTHarmonizeTraining.training.base import StageConfig, item_generators
-from CTHarmonizeTraining.training.image import UNIT_HU, RegressionStage
+from CTHarmonizeTraining.training.base import StageConfig, TrainingStage, given, item_generators
+from CTHarmonizeTraining.training.image import UNIT_HU, NetworkTraining, RegressionStage
 
 
 @dataclass(frozen=True)
@@ -146,3 +147,31 @@ class AdversarialStage(RegressionStage):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self._kept = checkpoint["critic"]  # taken when the critic is where it will compute
+
+
+@dataclass(kw_only=True)
+class AdversarialTraining(NetworkTraining):
+    """First by ``penalty`` alone (``regression``, which the papers do not have; may be left out), then ``adversarial``
+    against a critic."""
+
+    adversarial: StageConfig
+    regression: StageConfig | None = None
+    game: Game = Game()
+    penalty: Literal["l1", "mse"] = "l1"
+
+    @abstractmethod
+    def new_critic(self) -> nn.Module:
+        """A critic, as :class:`AdversarialStage` asks for verdicts."""
+
+    def stages(self) -> dict[str, StageConfig]:
+        return given(regression=self.regression, adversarial=self.adversarial)
+
+    def stage(self, name: str, network: nn.Module) -> TrainingStage:
+        if name == "regression":
+            return RegressionStage(network, self.regression, self.intensity_window, self.truth, self.penalty)
+        settings = self.adversarial, self.intensity_window, self.truth, self.new_critic(), self.game, self.penalty
+        return self.against(network, *settings)
+
+    def against(self, network: nn.Module, *settings: Any) -> AdversarialStage:
+        """The stage against a critic, with the ``settings`` of an :class:`AdversarialStage`."""
+        return AdversarialStage(network, *settings)

@@ -116,6 +116,11 @@ class StageConfig:
         return cycled * 0.5**halvings * min(1.0, (step + 1) / (self.warmup + 1))
 
 
+def given(**stages: StageConfig | None) -> dict[str, StageConfig]:
+    """Those of the ``stages`` that there are and that have iterations, in their order."""
+    return {name: stage for name, stage in stages.items() if stage is not None and stage.iterations}
+
+
 class TrainingStage(L.LightningModule, ABC):
     """Trains ``network`` by :meth:`loss`; the only thing that differs between methods and stages."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from CTHarmonizeLib.networks.cinn import CINN, CINNConfig
-from CTHarmonizeTraining.training.base import StageConfig
+from CTHarmonizeTraining.training.base import StageConfig, given
 from CTHarmonizeTraining.training.image import NetworkTraining
 from CTHarmonizeTraining.training.likelihood import LikelihoodStage
 
@@ -25,7 +25,7 @@ class CINNTraining(NetworkTraining):
     target_noise: float = 1.0
 
     def stages(self) -> dict[str, StageConfig]:
-        return {"flow": self.flow} if self.flow.iterations else {}
+        return given(flow=self.flow)
 
     def stage(self, name: str, network: CINN) -> LikelihoodStage:
         return LikelihoodStage(

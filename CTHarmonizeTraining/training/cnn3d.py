@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 
-from CTHarmonizeLib.methods import method_named
 from CTHarmonizeLib.networks.sngan import VolumeGenerator, VolumeGeneratorConfig
 from CTHarmonizeTraining.training.image import NetworkTraining, RegressionTraining
 
@@ -22,8 +21,7 @@ class VolumeTraining(NetworkTraining):
     def ratio(self) -> int:
         return self.network.ratio
 
-    def build(self) -> VolumeGenerator:
-        network = method_named(self.method).build(self.network.as_dict())
+    def laid_out(self, network: VolumeGenerator) -> VolumeGenerator:
         return network.to(memory_format=torch.channels_last_3d)
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from CTHarmonizeLib.networks.ctflow import CTFlow, CTFlowConfig, Encoding
-from CTHarmonizeTraining.training.base import StageConfig
+from CTHarmonizeTraining.training.base import StageConfig, given
 from CTHarmonizeTraining.training.image import ImageStage, NetworkTraining, RegressionStage
 from CTHarmonizeTraining.training.likelihood import LikelihoodStage
 
@@ -73,8 +73,7 @@ class CTFlowTraining(NetworkTraining):
     mean_weight: float = 0.0
 
     def stages(self) -> dict[str, StageConfig]:
-        stages = {"encoder": self.encoder, "flow": self.flow, "joint": self.joint}
-        return {name: stage for name, stage in stages.items() if stage is not None and stage.iterations}
+        return given(encoder=self.encoder, flow=self.flow, joint=self.joint)
 
     def stage(self, name: str, network: CTFlow) -> ImageStage:
         settings = self.stages()[name], self.intensity_window, self.truth

@@ -35,10 +35,9 @@ from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import Training
 from CTHarmonizeTraining.training.curves import draw_curves
 from CTHarmonizeTraining.training.loader import Pairs
-from CTHarmonizeTraining.training.settings import DataConfig
+from CTHarmonizeTraining.training.settings import NETWORK, DataConfig
 from CTHarmonizeTraining.training.trainer import Machine, run_stage
 
-NETWORK = "network.safetensors"
 RECORD = "training.json"
 
 

@@ -117,7 +117,10 @@ class NetworkTraining(Training):
         return self.network.multiple
 
     def build(self) -> nn.Module:
-        network = method_named(self.method).build(self.network.as_dict())
+        return self.laid_out(method_named(self.method).build(self.network.as_dict()))
+
+    def laid_out(self, network: nn.Module) -> nn.Module:
+        """``network`` with its weights in the order in which convolutions read them fastest."""
         return network.to(memory_format=torch.channels_last)
 
     def card(self) -> dict:

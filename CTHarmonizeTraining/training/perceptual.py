@@ -18,8 +18,6 @@ from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import StageConfig, Training, TrainingStage
 from CTHarmonizeTraining.training.image import UNIT_HU
 
-NETWORK = "network.safetensors"
-
 
 class Features(nn.Module, ABC):
     """Maps an image (b, 1, h, w) in HU to feature maps, from fine to coarse. Its weights are fixed."""
@@ -174,7 +172,7 @@ def load_features(name: str) -> Features:
     if name == "vgg19":
         return _vgg19()
     run = Path(name)
-    if not (run / settings.CONFIG).is_file() or not (run / NETWORK).is_file():
+    if not (run / settings.CONFIG).is_file() or not (run / settings.NETWORK).is_file():
         raise InputError(
             f"'{name}' holds no features: give vgg19, or the folder of a finished 'ctharmonize-train fit --config "
             "features'."
@@ -184,7 +182,7 @@ def load_features(name: str) -> Features:
         raise InputError(f"'{name}' is a training of something else than features.")
     network = method.build()
     try:
-        network.load_state_dict(load_file(run / NETWORK))
+        network.load_state_dict(load_file(run / settings.NETWORK))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"The features in '{name}' cannot be read: {str(error).splitlines()[0]}") from error
     return network.eval().requires_grad_(False)

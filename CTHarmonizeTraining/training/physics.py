@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from CTHarmonizeLib.methods import method_named
 from CTHarmonizeLib.methods.conditioning import acquisitions_of, mtf_map
 from CTHarmonizeLib.networks.physics import PhysicsConfig
 from CTHarmonizeLib.passthrough import low_pass
 from CTHarmonizeTraining.training.adversarial import AdversarialStage, Game
-from CTHarmonizeTraining.training.base import StageConfig, TrainingStage, item_generators
+from CTHarmonizeTraining.training.base import StageConfig, TrainingStage, given, item_generators
 from CTHarmonizeTraining.training.image import NetworkTraining, RegressionStage
 from CTHarmonizeTraining.training.perceptual import Features, load_features
 
@@ -185,14 +184,12 @@ class PhysicsTraining(NetworkTraining):
     augmentation: Augmentation = Augmentation()
     features: str = "vgg19"
 
-    def build(self) -> nn.Module:
-        network = method_named(self.method).build(self.network.as_dict())
+    def laid_out(self, network: nn.Module) -> nn.Module:
         network.gamma.to(memory_format=torch.channels_last)  # Lambda's kernel has a dimension too many for it
         return network
 
     def stages(self) -> dict[str, StageConfig]:
-        stages = {"regression": self.regression, "adversarial": self.adversarial}
-        return {name: stage for name, stage in stages.items() if stage is not None and stage.iterations}
+        return given(regression=self.regression, adversarial=self.adversarial)
 
     def stage(self, name: str, network: nn.Module) -> TrainingStage:
         told = {"losses": self.losses, "augmentation": self.augmentation}

@@ -15,6 +15,8 @@ from CTHarmonizeTraining.files import write_whole
 from CTHarmonizeTraining.training.base import Training, plain
 
 CONFIG = "config.yaml"
+NETWORK = "network.safetensors"
+"""Of a run: its settings, and the trained network."""
 
 _NAMED = 3
 """Settings that a refusal names."""

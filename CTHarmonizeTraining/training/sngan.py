@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
-from CTHarmonizeTraining.training.adversarial import AdversarialStage, Game
-from CTHarmonizeTraining.training.base import StageConfig, TrainingStage
+from CTHarmonizeTraining.training.adversarial import AdversarialTraining, Game
 from CTHarmonizeTraining.training.cnn3d import VolumeTraining
-from CTHarmonizeTraining.training.image import RegressionStage
 
 
 @dataclass(frozen=True)
@@ -68,25 +66,13 @@ class VolumeCritic(nn.Module):
 
 
 @dataclass(kw_only=True)
-class SNGANTraining(VolumeTraining):
-    """First by the absolute error alone (``regression``, which the paper does not have; may be left out), then
-    ``adversarial`` against a ``critic`` by hinge loss."""
+class SNGANTraining(VolumeTraining, AdversarialTraining):
+    """First by the absolute error alone, then against a ``critic`` by hinge loss."""
 
     method: ClassVar[str] = "sngan"
 
-    adversarial: StageConfig
-    regression: StageConfig | None = None
     critic: VolumeCriticConfig = VolumeCriticConfig()
     game: Game = Game(kind="hinge")
-    penalty: Literal["l1", "mse"] = "l1"
 
-    def stages(self) -> dict[str, StageConfig]:
-        stages = {"regression": self.regression, "adversarial": self.adversarial}
-        return {name: stage for name, stage in stages.items() if stage is not None and stage.iterations}
-
-    def stage(self, name: str, network: nn.Module) -> TrainingStage:
-        if name == "regression":
-            return RegressionStage(network, self.regression, self.intensity_window, self.truth, self.penalty)
-        critic = VolumeCritic(self.critic, self.network.conditions).to(memory_format=torch.channels_last_3d)
-        settings = self.adversarial, self.intensity_window, self.truth, critic, self.game, self.penalty
-        return AdversarialStage(network, *settings)
+    def new_critic(self) -> nn.Module:
+        return VolumeCritic(self.critic, self.network.conditions).to(memory_format=torch.channels_last_3d)

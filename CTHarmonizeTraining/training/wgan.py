@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,7 @@ from torch.nn import functional as F
 
 from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
 from CTHarmonizeLib.networks.wgan import WGANConfig
-from CTHarmonizeTraining.training.adversarial import AdversarialStage, Game
-from CTHarmonizeTraining.training.base import StageConfig, TrainingStage
-from CTHarmonizeTraining.training.image import NetworkTraining, RegressionStage
+from CTHarmonizeTraining.training.adversarial import AdversarialStage, AdversarialTraining
 from CTHarmonizeTraining.training.perceptual import Features, load_features
 
 
@@ -73,32 +71,15 @@ class PerceptualStage(AdversarialStage):
 
 
 @dataclass(kw_only=True)
-class WGANTraining(NetworkTraining):
-    """First by ``penalty`` alone (``regression``, which the paper does not have; may be left out), then ``adversarial``
-    against a ``critic``."""
+class WGANTraining(AdversarialTraining):
+    """Against a ``critic`` of patches."""
 
-    adversarial: StageConfig
-    regression: StageConfig | None = None
     network: WGANConfig = WGANConfig()
     critic: CriticConfig = CriticConfig()
-    game: Game = Game()
     penalty: Literal["l1", "mse"] = "mse"
 
-    def stages(self) -> dict[str, StageConfig]:
-        stages = {"regression": self.regression, "adversarial": self.adversarial}
-        return {name: stage for name, stage in stages.items() if stage is not None and stage.iterations}
-
-    def stage(self, name: str, network: nn.Module) -> TrainingStage:
-        if name == "regression":
-            return RegressionStage(network, self.regression, self.intensity_window, self.truth, self.penalty)
-        return self.against(network, PatchCritic(self.critic, self.network.planes, self.network.conditions))
-
-    def against(self, network: nn.Module, critic: nn.Module) -> AdversarialStage:
-        """The adversarial stage."""
-        return AdversarialStage(network, *self._settings(critic))
-
-    def _settings(self, critic: nn.Module) -> tuple:
-        return self.adversarial, self.intensity_window, self.truth, critic, self.game, self.penalty
+    def new_critic(self) -> nn.Module:
+        return PatchCritic(self.critic, self.network.planes, self.network.conditions)
 
 
 @dataclass(kw_only=True)
@@ -117,5 +98,5 @@ class WGANVGGTraining(WGANTraining):
 
     features: str = "vgg19"
 
-    def against(self, network: nn.Module, critic: nn.Module) -> AdversarialStage:
-        return PerceptualStage(network, *self._settings(critic), features=load_features(self.features))
+    def against(self, network: nn.Module, *settings: Any) -> AdversarialStage:
+        return PerceptualStage(network, *settings, features=load_features(self.features))

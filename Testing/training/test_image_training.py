@@ -188,9 +188,8 @@ def test_features_are_trained_and_then_judge(store: Path, tmp_path: Path) -> Non
 def test_distance_of_features_pulls_the_generator(store: Path) -> None:
     method = WGANVGGTraining(adversarial=stage_config(), network=SMALL_WGAN, critic=SMALL_CRITIC)
     network = method.build()
-    stage = PerceptualStage(
-        network, *method._settings(PatchCritic(SMALL_CRITIC, 2, CONDITIONS)), features=AcquisitionFeatures()
-    )
+    settings = method.adversarial, method.intensity_window, method.truth, method.new_critic(), method.game
+    stage = PerceptualStage(network, *settings, features=AcquisitionFeatures())
     batch = torch.utils.data.default_collate([data(store).training[index] for index in range(2)])
     stage.content(stage.image(batch), batch).backward()
     assert float(network.last.weight.grad.abs().max()) > 0.0
