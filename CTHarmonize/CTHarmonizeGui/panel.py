@@ -316,8 +316,7 @@ class Panel(VTKObservationMixin):
         """mm to ask for; None where slices stay as they are, or where the engine is to say why they cannot change."""
         combo = self.ui.targetThicknessComboBox
         chosen = combo.itemData(combo.currentIndex)
-        made = choices.thicknesses(self._method, self._model, self._sliceThickness)
-        return float(chosen) if made and chosen else None
+        return float(chosen) if chosen else None
 
     def _aim(self) -> choices.Aim:
         """Of what the panel shows; a method without samples adds no noise, whatever the target."""

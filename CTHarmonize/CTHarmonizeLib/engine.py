@@ -192,7 +192,8 @@ class _Run:
                     outputs = self._estimates(tile, planes, seen, source, step)
                 for sample, again, gave_up in outputs:
                     first_sample = sample if first_sample is None else first_sample
-                    statistics.add(sample)
+                    if result.deviation is not None:
+                        statistics.add(sample)
                     redrawn += again
                     replaced += gave_up
             rows, columns = (

@@ -36,12 +36,12 @@ def _judged(folder: Path, matched: MatchedSet, name: str, device: str) -> list[d
         raise InputError(f"The store '{name}' has no source and target, but {', '.join(names)}.")
     source = matched.reconstructions[names.index("source")]
     target = matched.reconstructions[names.index("target")]
+    thick = _thick(matched, names.index("source"), card)
     made = harmonize(
-        _thick(matched, names.index("source"), card), method=card["method"], model=str(folder), device=device,
+        thick, method=card["method"], model=str(folder), device=device,
         kernel=target.acquisition.f50, dose=card["target"]["dose"][1], source_kernel=source.acquisition.f50,
     ).mean  # fmt: skip
-    thick = torch.from_numpy(_thick(matched, names.index("source"), card).hu.astype(np.float32))
-    plain = interpolated(thick, len(made.hu) // len(thick)).numpy()
+    plain = interpolated(torch.from_numpy(thick.hu.astype(np.float32)), len(made.hu) // len(thick.hu)).numpy()
     body = np.stack([body_mask(image, made.pixel_spacing) for image in _truth(matched, names, len(made.hu))])
     entries = []
     for against in ("target", NOISE_FREE):
@@ -54,8 +54,8 @@ def _judged(folder: Path, matched: MatchedSet, name: str, device: str) -> list[d
             words = (
                 f"RMSE in HU inside the body against the {'noise-free' if against == NOISE_FREE else 'noisy'} target"
             )
-            words += f", {source.dose:g} % to {target.dose:g} % dose, {len(thick)} slices of "
-            words += f"{made.spacing[2] * len(made.hu) / len(thick):g} mm to {made.spacing[2]:g} mm"
+            words += f", {source.dose:g} % to {target.dose:g} % dose, {len(thick.hu)} slices of "
+            words += f"{made.spacing[2] * len(made.hu) / len(thick.hu):g} mm to {made.spacing[2]:g} mm"
             entries.append({"data": f"{name}, simulated scans", "measure": words, **errors})
             say(f"{name}: {words}: {errors['value']}, interpolated {errors['interpolated']}")
     return entries
