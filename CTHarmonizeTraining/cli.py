@@ -15,6 +15,7 @@ from CTHarmonizeLib.errors import InputError
 
 COMMANDS = {
     "simulate": "simulation.command:simulate",
+    "measurements": "simulation.measurements:measurements",
     "import": "importing.command:import_collection",
     "fit": "training.fit:fit",
     "export": "training.export:export",

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.conditioning import acquisition_vector, source_planes
-from CTHarmonizeTraining.data.pairs import FILTER_MARGIN, item_key, turner, weights_of
+from CTHarmonizeTraining.data.pairs import FILTER_MARGIN, Turn, item_key, weights_of
 from CTHarmonizeTraining.data.patient import BLOCK, MatchedSet, PatientStore
 
 BODY_SHARE = 0.8
@@ -40,6 +40,9 @@ class MeasuredPairs(Dataset):
     how often a store is drawn; the others count the slices at which a crop that lies in the body begins.
     ``body_share``: least share of body in a crop, :data:`BODY_SHARE` where None.
 
+    With ``observations`` an item has ``observation`` too, (1, views, beams), the measurements behind a whole slice; the
+    crop is that slice. Raises InputError where a store has none.
+
     With ``averaged_slices`` above 1 the source's slices are thick, means of so many: ``planes`` are (p, depth, size,
     size) and ``target`` is (1, depth * averaged_slices, size, size).
     """
@@ -57,10 +60,12 @@ class MeasuredPairs(Dataset):
         depth: int = 1,
         averaged_slices: int = 1,
         body_share: float | None = None,
+        observations: bool = False,
     ) -> None:
         if depth < 1 or averaged_slices < 1:
             raise InputError(f"A crop needs a slice or more, not {min(depth, averaged_slices)}.")
         self.length, self.size, self.planes, self.seed = length, size, planes, seed
+        self.observations = observations
         self.full_dose_share, self.depth, self.averaged = full_dose_share, depth, averaged_slices
         slices = depth * averaged_slices
         self.margin = FILTER_MARGIN if planes > 1 else 0
@@ -70,6 +75,8 @@ class MeasuredPairs(Dataset):
         opened = [PatientStore(path) for path in stores]
         given = weights_of([store.path for store in opened], weights)
         for store in opened:
+            if observations and any(entry.observation is None for entry in store.sets):
+                raise InputError(f"The store '{store.path.name}' holds no measurements, only images.")
             found = [_Source(entry, size, slices, series, share_of_body, self.margin) for entry in store.sets]
             sources = [source for source in found if source.usable]
             counts = np.array([len(source.slices) for source in sources], dtype=float)
@@ -105,16 +112,19 @@ class MeasuredPairs(Dataset):
             seen = seen.unflatten(0, (-1, self.averaged)).mean(1).round()
             told[0] = averaged(told[0], self.averaged)
         inner = (..., slice(margin, margin + size), slice(margin, margin + size))
-        turned = turner(rng)
+        turned = Turn.drawn(rng)
         planes, target = source_planes(seen, *told, self.planes).transpose(0, 1), wanted[None]
         if len(wanted) == 1:
             planes, target = planes[:, 0], target[:, 0]
-        return {
+        item = {
             "planes": turned(planes[inner]),
             "target": turned(target[inner]),
             "acquisition": torch.tensor(acquisition_vector(*told)),
             "draw": item_key(self.seed, index),
         }
+        if self.observations:
+            item["observation"] = turned.lines(torch.from_numpy(drawn.set.observation[number])[None])
+        return item
 
 
 def averaged(acquisition: Acquisition, count: int) -> Acquisition:

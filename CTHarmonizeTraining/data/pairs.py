@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ class PairDataset(Dataset):
             torch.from_numpy(source.astype(np.float32))[None], source_acquisition, target_acquisition, self.planes
         )[0]
         inner = (..., slice(FILTER_MARGIN, -FILTER_MARGIN), slice(FILTER_MARGIN, -FILTER_MARGIN))
-        turned = turner(rng)
+        turned = Turn.drawn(rng)
         return {
             "planes": turned(planes[inner]),
             "clean": turned(torch.from_numpy(truth)[None][inner]),
@@ -185,12 +186,30 @@ def _acquisition(mtf: Mtf, noise: float, pixel: float, thickness: float) -> Acqu
     return Acquisition(mtf.f50, mtf.f10, mtf.peak, noise, pixel, thickness)
 
 
-def turner(rng: np.random.Generator):
-    """One of the eight turns and flips of a square, the same for all images of a pair."""
-    turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+@dataclass(frozen=True)
+class Turn:
+    """One of the eight turns and flips of a square: ``turns`` by 90 degrees, then a ``flip`` of the columns."""
 
-    def turned(image: Tensor) -> Tensor:
-        image = torch.rot90(image, turns, (-2, -1))
-        return (image.flip(-1) if flip else image).contiguous()
+    turns: int
+    flip: bool
 
-    return turned
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> Turn:
+        """Any of them, for all images of a pair."""
+        return cls(int(rng.integers(4)), bool(rng.integers(2)))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Of images (..., rows, columns)."""
+        image = torch.rot90(image, self.turns, (-2, -1))
+        return (image.flip(-1) if self.flip else image).contiguous()
+
+    def lines(self, observation: Tensor) -> Tensor:
+        """Line integrals (..., views, beams) of the turned image: those of the image, in another order.
+
+        The views are those of :class:`~CTHarmonizeTraining.simulation.projector.Geometry`, an even number.
+        """
+        half = observation.shape[-2] // 2
+        for _ in range(self.turns):  # a view at a becomes that at a + 90 degrees; from 180 on, seen from behind
+            first, second = observation[..., :half, :], observation[..., half:, :]
+            observation = torch.cat((second, first.flip(-1)), -2)
+        return (observation.flip(-2) if self.flip else observation).contiguous()

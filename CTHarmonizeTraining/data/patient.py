@@ -48,13 +48,15 @@ class MatchedSet:
 
     ``hu``: Zarr array (reconstruction, slice, row, column), int16 HU. ``body``: (slice, row block, column block)
     uint8, pixels of the body in each block of :data:`BLOCK` x :data:`BLOCK`. ``spacing``, ``origin`` and
-    ``direction`` as :class:`Volume` has them.
+    ``direction`` as :class:`Volume` has them. ``observation``: Zarr array (slice, view, beam), float32, the
+    measurements that the slices were reconstructed from, as LoDoPaB-CT stores them; None where there are none.
     """
 
     def __init__(self, group: zarr.Group) -> None:
         facts = group.attrs
         self.hu: zarr.Array = group["hu"]
         self.body: np.ndarray = np.asarray(group["body"])
+        self.observation: zarr.Array | None = group.get("observation")
         self.spacing, self.origin, self.direction = (tuple(facts[key]) for key in ("spacing", "origin", "direction"))
         self.reconstructions = tuple(
             Reconstruction(entry["name"], Acquisition(**entry["acquisition"]), entry["dose"], entry["facts"])
@@ -117,14 +119,21 @@ class PatientStore:
         layout: str,
         sets: Sequence[tuple[Sequence[Reconstruction], Sequence[Volume]]],
         source: str | None = None,
+        observations: np.ndarray | None = None,
     ) -> None:
         """Write ``sets``: for each the reconstructions and their volumes, which share a grid.
 
-        ``source``: the name of what was scanned, where the scans were simulated.
+        ``source``: the name of what was scanned, where the scans were simulated. ``observations``: of the first set's
+        slices, (slices, views, beams).
         """
         group = zarr.open_group(os.fspath(path), mode="w")
         for number, (reconstructions, volumes) in enumerate(sets):
             _write_set(group.create_group(str(number)), reconstructions, volumes)
+        if observations is not None:
+            chunks = (1, *observations.shape[1:])
+            group["0"].create_array(
+                "observation", shape=observations.shape, chunks=chunks, dtype="float32"
+            )[:] = observations  # fmt: skip
         # last: without it the store does not count as whole
         known = {} if source is None else {"source": source}
         group.attrs.update({"kind": KIND, "patient": patient, "layout": layout, **known, "sets": len(sets)})

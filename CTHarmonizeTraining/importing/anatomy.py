@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,8 +20,6 @@ MU_MAX = 3071.0 * (MU_WATER - MU_AIR) / 1000.0 + MU_WATER
 
 LODOPAB_PIXEL, LODOPAB_THICKNESS = 260.0 / 362.0, 2.0
 """mm: all images are taken to be 26 cm wide; their thickness is not told, 2 mm is usual in LIDC."""
-
-OBSERVATIONS = "observations"
 
 _GROUND_TRUTH = re.compile(r"ground_truth_(train|validation|test)_(\d{3})\.hdf5")
 _LIDC_PATIENT = re.compile(r"LIDC-IDRI-\d{4}", re.IGNORECASE)
@@ -47,7 +44,6 @@ def lodopab(root: Path) -> Iterator[Patient]:
     validation, test) are kept. How values were made is told by the script that the authors published with it.
 
     A patient's images become the slices of an anatomy; they are no neighbours, so simulate them slice by slice.
-    Observations go to ``observations/NAME.zarr``, in the order of the slices, for methods that read projections.
     """
     yield from lodopab_patients(root, ".nrrd", _write_lodopab)
 
@@ -109,30 +105,11 @@ def _write_luna(paths: Sequence[Path], path: Path) -> list[str]:
 
 
 def _write_lodopab(name: str, places: Sequence[tuple[Path, int]], path: Path) -> list[str]:
-    slices = [(*place, hu) for place in places if (hu := _image(*place)) is not None]
+    slices = [hu for place in places if (hu := _image(*place)) is not None]
     if not slices:
         raise InputError("all its images are empty.")
-    hu = np.stack([image for *_, image in slices])
     spacing = (LODOPAB_PIXEL, LODOPAB_PIXEL, LODOPAB_THICKNESS)
-    without = _write_observations([place[:2] for place in slices], path.parent / OBSERVATIONS / f"{name}.zarr")
-    write_nrrd(Volume(hu, spacing), path)
-    return [f"there is no '{file}', so its observations are missing." for file in without]
-
-
-def _write_observations(places: Sequence[tuple[Path, int]], path: Path) -> list[str]:
-    """Write the observations of ``places`` to ``path``; returns the names of files that are missing, or nothing."""
-    import zarr
-
-    files = [observation_file(file) for file, _ in places]
-    missing = sorted({file.name for file in files if not file.exists()})
-    if missing:
-        return missing
-    first = read_image(files[0], places[0][1])
-    array = zarr.open_group(os.fspath(path), mode="w", attributes={"mu_max": MU_MAX}).create_array(
-        "observation", shape=(len(places), *first.shape), chunks=(1, *first.shape), dtype="float32"
-    )
-    for number, (file, (_, index)) in enumerate(zip(files, places, strict=True)):
-        array[number] = read_image(file, index)
+    write_nrrd(Volume(np.stack(slices), spacing), path)
     return []
 
 

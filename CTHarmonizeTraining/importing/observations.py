@@ -1,4 +1,5 @@
-"""Pairs from raw low-dose measurements: ``lodopab-pairs``, our filtered back-projection beside the ground truth."""
+"""Pairs from raw low-dose measurements: ``lodopab-pairs``, our filtered back-projection beside the ground truth, and
+the measurements themselves."""
 
 from __future__ import annotations
 
@@ -24,16 +25,11 @@ from CTHarmonizeTraining.importing.anatomy import (
     read_image,
 )
 from CTHarmonizeTraining.importing.patient import Patient
-from CTHarmonizeTraining.simulation.projector import Geometry, Grid, filtered_back_projection
-
-LODOPAB_WIDTH = 260.0
-"""Side of LoDoPaB-CT's images, mm."""
+from CTHarmonizeTraining.reconstruction.rays import LODOPAB_WIDTH, Rays
+from CTHarmonizeTraining.simulation.projector import Modulation, filtered_back_projection
 
 KERNEL = 0.5
 """f50 of our filtered back-projection, as a share of the detectors' Nyquist frequency, 7.0 lp/cm: a Hann window's."""
-
-NO_APERTURE = 1e-6
-"""mm: LoDoPaB-CT's rays have no width."""
 
 FBP, TRUTH = "FBP", "truth"
 """Names of the reconstructions of a pair."""
@@ -42,7 +38,8 @@ _SLICES = 4  # at once
 
 
 def lodopab_pairs(root: Path) -> Iterator[Patient]:
-    """Patients of LoDoPaB-CT as pairs: ``FBP``, reconstructed from the low-dose observations, and ``truth``.
+    """Patients of LoDoPaB-CT as pairs: ``FBP``, reconstructed from the low-dose observations, and ``truth``; the store
+    keeps the observations too.
 
     The layout is that of :func:`~CTHarmonizeTraining.importing.anatomy.lodopab`; its own parts are kept. Images
     without observations are left out.
@@ -58,23 +55,33 @@ def reconstructed(observation: np.ndarray, side: int) -> np.ndarray:
     equal parts of the image's diagonal. Their sources carry the uniform number that the ground truth was given beside
     its whole HU, half a HU in the mean; it is taken away, as :func:`lodopab_hu` does by rounding down.
     """
-    _, views, beams = observation.shape
-    geometry = _geometry(views, beams)
+    rays = _rays(side, observation)
+    return to_hu(back_projected(observation, rays, parse_kernel(_f50(rays), rays.grid.pixel)))
+
+
+def back_projected(observation: np.ndarray, rays: Rays, mtf: Modulation) -> np.ndarray:
+    """Filtered back-projection (n, side, side) of observations (n, views, beams), in shares of :data:`MU_MAX`, with the
+    total MTF ``mtf``."""
     sinograms = torch.from_numpy(observation.astype(np.float32) * 1000.0).permute(1, 2, 0).contiguous()
-    grid = Grid(side, side, LODOPAB_WIDTH / side)
-    (image,) = filtered_back_projection(sinograms, geometry, parse_kernel(_f50(geometry), grid.pixel), [grid])
-    share = image.permute(2, 0, 1).numpy().astype(np.float64)
+    (image,) = filtered_back_projection(sinograms, rays.geometry, mtf, [rays.grid])
+    return image.permute(2, 0, 1).numpy().astype(np.float64)
+
+
+def to_hu(share: np.ndarray) -> np.ndarray:
+    """HU, float32, of images in shares of :data:`MU_MAX`; half a HU less, as :func:`reconstructed` says."""
     return ((share * MU_MAX - MU_WATER) * 1000.0 / (MU_WATER - MU_AIR) - 0.5).astype(np.float32)
 
 
-def _geometry(views: int, beams: int) -> Geometry:
+def _rays(side: int, observation: np.ndarray) -> Rays:
+    """Those of observations (..., views, beams)."""
+    views, beams = observation.shape[-2:]
     if views % 4:
         raise InputError(f"Observations of {views} views cannot be reconstructed: a multiple of 4 is needed.")
-    return Geometry(views, beams, LODOPAB_WIDTH * 2.0**0.5 / beams, NO_APERTURE)
+    return Rays(side, views, beams)
 
 
-def _f50(geometry: Geometry) -> float:
-    return KERNEL * 10.0 * 0.5 / geometry.pitch
+def _f50(rays: Rays) -> float:
+    return KERNEL * 10.0 * 0.5 / rays.geometry.pitch
 
 
 def _write(name: str, places: Sequence[tuple[Path, int]], path: Path) -> list[str]:
@@ -90,13 +97,11 @@ def _write(name: str, places: Sequence[tuple[Path, int]], path: Path) -> list[st
     if not truths:
         raise InputError("none of its images has observations.")
     side = len(truths[0])
-    images = [
-        reconstructed(np.stack([read_image(*place) for place in observations[start : start + _SLICES]]), side)
-        for start in range(0, len(observations), _SLICES)
-    ]
+    measured = np.stack([read_image(*place) for place in observations])
+    images = [reconstructed(measured[start : start + _SLICES], side) for start in range(0, len(measured), _SLICES)]
     spacing = (LODOPAB_WIDTH / side, LODOPAB_WIDTH / side, LODOPAB_THICKNESS)
     volumes = Volume(np.concatenate(images), spacing), Volume(np.stack(truths), spacing)
-    kernel = _f50(_geometry(*read_image(*observations[0]).shape))
+    kernel = _f50(_rays(side, measured))
     described = [describe(volumes[0], source_kernel=kernel), describe(volumes[1])]
     reconstructions = [
         Reconstruction(
@@ -107,6 +112,6 @@ def _write(name: str, places: Sequence[tuple[Path, int]], path: Path) -> list[st
         )
         for title, entry in zip((FBP, TRUTH), described, strict=True)
     ]
-    PatientStore.write(path, name, "lodopab-pairs", [(reconstructions, volumes)])
+    PatientStore.write(path, name, "lodopab-pairs", [(reconstructions, volumes)], observations=measured)
     notes = [f"there is no '{observation_file(Path(file)).name}', so its images were left out." for file in missing]
     return notes + [f"'{entry.name}': {text}" for entry in reconstructions for text in entry.facts["warnings"]]
