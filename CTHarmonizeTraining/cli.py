@@ -22,6 +22,7 @@ COMMANDS = {
     "calibrate": "evaluation.calibration:calibrate",
     "evaluate": "evaluation.pairs_table:evaluate",
     "compare": "evaluation.comparison:compare",
+    "reconstruct": "reconstruction.comparison:reconstruct",
 }
 """Module and function of each; only the one that is asked for is imported."""
 
@@ -68,7 +69,7 @@ def _help() -> str:
         file = Path(find_spec("CTHarmonizeTraining").origin).parent.joinpath(*module.split(".")).with_suffix(".py")
         parts = ast.parse(file.read_text(encoding="utf-8")).body
         found = next(part for part in parts if isinstance(part, ast.FunctionDef) and part.name == function)
-        lines.append(f"  {name:<10} {ast.get_docstring(found).splitlines()[0]}")
+        lines.append(f"  {name:<12} {ast.get_docstring(found).splitlines()[0]}")
     return "\n".join([*lines, "", "ctharmonize-train COMMAND --help: its options", _DEBUG])
 
 

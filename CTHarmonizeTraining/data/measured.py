@@ -41,7 +41,7 @@ class MeasuredPairs(Dataset):
     ``body_share``: least share of body in a crop, :data:`BODY_SHARE` where None.
 
     With ``observations`` an item has ``observation`` too, (1, views, beams), the measurements behind a whole slice; the
-    crop is that slice. Raises InputError where a store has none.
+    crop is that slice.
 
     With ``averaged_slices`` above 1 the source's slices are thick, means of so many: ``planes`` are (p, depth, size,
     size) and ``target`` is (1, depth * averaged_slices, size, size).
@@ -75,8 +75,6 @@ class MeasuredPairs(Dataset):
         opened = [PatientStore(path) for path in stores]
         given = weights_of([store.path for store in opened], weights)
         for store in opened:
-            if observations and any(entry.observation is None for entry in store.sets):
-                raise InputError(f"The store '{store.path.name}' holds no measurements, only images.")
             found = [_Source(entry, size, slices, series, share_of_body, self.margin) for entry in store.sets]
             sources = [source for source in found if source.usable]
             counts = np.array([len(source.slices) for source in sources], dtype=float)
@@ -152,7 +150,10 @@ class _Source:
         ]
         full = dose >= FULL_DOSE * dose.max()
         self.upward = [pair for pair in self.pairs if full[pair[1]] and not full[pair[0]]] or self.pairs
-        self.windows = entry.body_windows(size, body_share, margin, depth)
+        if (size, size) == entry.hu.shape[2:] and not body_share and not margin:  # whole slices, of any size
+            self.windows = np.ones((entry.hu.shape[1] - depth + 1, 1, 1), bool)
+        else:
+            self.windows = entry.body_windows(size, body_share, margin, depth)
         self.slices = np.flatnonzero(self.windows.any((1, 2)))
         self.usable = bool(self.pairs) and len(self.slices) > 0
 

@@ -59,8 +59,24 @@ class RayTransform(nn.Module):
         density = pixel / (rays.geometry.pitch / 1000.0)
         self.unit = float((0.8 * rays.width / 1000.0 * rays.views * density * pixel) ** 0.5)
         matrix = _joseph(rays) * (1.0 / self.unit)
-        self.register_buffer("matrix", _as_tensor(matrix), persistent=False)
-        self.register_buffer("transposed", _as_tensor(matrix.T.tocsr()), persistent=False)
+        self.shape = matrix.shape
+        for name, part in (("matrix", matrix), ("transposed", matrix.T.tocsr())):
+            part.sort_indices()
+            kind = torch.int32 if part.nnz < 2**31 else torch.int64
+            # as three plain tensors: modules with sparse ones cannot be copied
+            self.register_buffer(f"{name}_rows", torch.as_tensor(part.indptr, dtype=kind), persistent=False)
+            self.register_buffer(f"{name}_columns", torch.as_tensor(part.indices, dtype=kind), persistent=False)
+            self.register_buffer(f"{name}_weights", torch.from_numpy(part.data.astype(np.float32)), persistent=False)
+
+    @property
+    def matrix(self) -> Tensor:
+        """A, sparse (views * beams, side * side)."""
+        return _sparse(self.matrix_rows, self.matrix_columns, self.matrix_weights, self.shape)
+
+    @property
+    def transposed(self) -> Tensor:
+        """A's transpose, sparse."""
+        return _sparse(self.transposed_rows, self.transposed_columns, self.transposed_weights, self.shape[::-1])
 
     def forward(self, image: Tensor) -> Tensor:
         """Line integrals."""
@@ -113,12 +129,7 @@ def _joseph(rays: Rays) -> sparse.csr_matrix:
     return sparse.vstack(parts, format="csr")
 
 
-def _as_tensor(matrix: sparse.csr_matrix) -> Tensor:
-    matrix.sort_indices()
-    kind = torch.int32 if matrix.nnz < 2**31 else torch.int64
+def _sparse(rows: Tensor, columns: Tensor, weights: Tensor, shape: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse")  # CSR's state, and that its invariants are not checked
-        return torch.sparse_csr_tensor(
-            torch.as_tensor(matrix.indptr, dtype=kind), torch.as_tensor(matrix.indices, dtype=kind),
-            torch.from_numpy(matrix.data.astype(np.float32)), matrix.shape,
-        )  # fmt: skip
+        return torch.sparse_csr_tensor(rows, columns, weights, shape)

@@ -67,7 +67,7 @@ def measurements(
         photons: a ray, without a patient.
         seed: of noise, places and parts.
     """
-    check("side", side, 16 <= side <= 1024, "16 to 1024 pixels")
+    check("side", side, 64 <= side <= 1024, "64 to 1024 pixels")
     check("views", views, views >= 4 and views % 4 == 0, "a positive multiple of 4")
     check("beams", beams, 8 <= beams <= 4096, "8 to 4096")
     check("photons", photons, 1.0 <= photons <= 1e9, "1 to 1e9")

@@ -211,6 +211,10 @@ class Training(ABC):
     ratio: int | None = None
     """Of methods of volumes: target slices for each source slice."""
 
+    rays: object | None = None
+    """Of methods that read measurements: the :class:`~CTHarmonizeTraining.reconstruction.rays.Rays` of these. (Types of
+    this class's entries are looked up in its subclasses' modules.)"""
+
     halved: tuple[str, ...] = ("",)
     """What the names of the convolutions begin with that a model folder holds in half precision: all but those that
     invert."""

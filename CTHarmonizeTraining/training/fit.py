@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from CTHarmonizeTraining.data.pairs import PairDataset, weights_of
 from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.data.splits import Splits, stores_for
 from CTHarmonizeTraining.files import write_whole
+from CTHarmonizeTraining.reconstruction.rays import Rays
 from CTHarmonizeTraining.simulation.scenes import SceneStore
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import Training
@@ -86,10 +87,12 @@ def fit(
     _check_target(method, data)
     dataset = _dataset([*training_stores, *held_out_stores], method)
     _check_slices(method, data, dataset)
+    if method.rays is not None:
+        _check_rays(method.rays, data, [*training_stores, *held_out_stores])
     kind = data.measured if dataset is MeasuredPairs else data.simulated
     options = {"size": data.size, "planes": method.planes, "full_dose_share": data.full_dose_share, **asdict(kind)}
     if dataset is MeasuredPairs:
-        options["depth"] = data.depth
+        options |= {"depth": data.depth, "observations": method.rays is not None}
     L.seed_everything(seed, workers=True, verbose=False)
     network = method.build()
     start = None if initial is None else _start_from(network, find_model(initial))
@@ -148,6 +151,8 @@ def _dataset(stores: Sequence[Path], method: Training) -> type[PairDataset] | ty
     if len(measured) == 2:
         raise InputError("Simulated scenes and measured pairs cannot be mixed: train on one kind of store.")
     if measured == {False}:
+        if method.rays is not None:
+            raise InputError("This method reads measurements: give stores of them (import lodopab-pairs), not scenes.")
         return PairDataset
     if method.towards_truth:
         raise InputError("Measured pairs have no noise-free truth: train this method on scenes of procedural phantoms.")
@@ -171,6 +176,23 @@ def _check_slices(method: Training, data: DataConfig, dataset: type[Dataset]) ->
             f"The network makes {method.ratio} slices of each: give data.measured.averaged_slices {method.ratio}, and "
             f"a data.depth of 2 or more, not {averaged} and {data.depth}."
         )
+
+
+def _check_rays(rays: Rays, data: DataConfig, stores: Sequence[Path]) -> None:
+    """Raise InputError where the network's rays are not those of the measurements in ``stores``."""
+    if data.size != rays.side:
+        raise InputError(f"Measurements belong to whole images: give a data.size of {rays.side}, not {data.size}.")
+    for path in stores:
+        for entry in PatientStore(path).sets:
+            if entry.observation is None:
+                raise InputError(f"The store '{path.name}' holds no measurements, only images.")
+            found = Rays(entry.hu.shape[-1], *entry.observation.shape[1:], entry.spacing[0] * entry.hu.shape[-1])
+            if replace(found, width=rays.width) != rays or abs(found.width - rays.width) > 1e-3:
+                raise InputError(
+                    f"The measurements in '{path.name}' are {found.views} views of {found.beams} beams for images of "
+                    f"{found.side} pixels, {found.width:g} mm; the network's {rays.views}, {rays.beams}, {rays.side} "
+                    f"and {rays.width:g} mm (method.network.rays)."
+                )
 
 
 def _start_from(network: nn.Module, model: Model) -> dict:

@@ -61,6 +61,17 @@ def layers():
     }
 
 
+@pytest.mark.parametrize("kind", ["plu", "orthogonal"])
+def test_mixed_precision_does_not_round_what_inverts(kind: str) -> None:
+    mixing = stirred(InvertibleConvolution(8, kind)).float()
+    x = torch.randn(2, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        z, _ = mixing(x)
+        again = mixing.inverse(z, mixing.condition())
+    assert torch.allclose(again, x, atol=1e-5)
+
+
+
 @pytest.mark.parametrize("name", ["step", "transition", "norm", "plu"])
 def test_layer_inverts_and_tells_its_volume(name: str) -> None:
     forward, inverse, state = layers()[name]

@@ -105,7 +105,8 @@ class InvertibleConvolution(nn.Module):
         log_diagonal = soft_clamp(self.log_diagonal, self.limit)
         unit = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
         upper = self.upper.triu(1) + torch.diag(self.sign * log_diagonal.exp())
-        return self.permutation @ (self.lower.tril(-1) + unit) @ upper, log_diagonal.sum()
+        with torch.autocast(upper.device.type, enabled=False):  # mixed precision would round it, and not its inverse
+            return self.permutation @ (self.lower.tril(-1) + unit) @ upper, log_diagonal.sum()
 
     def condition(self) -> Tensor:
         """The inverse matrix, computed in float64."""

@@ -1,0 +1,225 @@
+"""Every way to an image of measurements under one interface, so that they can be compared."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from CTHarmonizeLib.ct.mtf import Mtf
+from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.methods.conditioning import acquisition_vector, to_hu, to_unit
+from CTHarmonizeLib.networks.flow import ConditionalFlow
+from CTHarmonizeTraining.data.patient import PatientStore
+from CTHarmonizeTraining.importing.observations import FBP, TRUTH, back_projected
+from CTHarmonizeTraining.reconstruction.classical import deep_image_prior, total_variation
+from CTHarmonizeTraining.reconstruction.rays import Rays, RayTransform
+from CTHarmonizeTraining.reconstruction.training import WINDOW
+from CTHarmonizeTraining.training import settings
+from CTHarmonizeTraining.training.base import Training
+
+FBP_F50 = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+"""f50 of a filtered back-projection that are tried, as shares of the beams' Nyquist frequency."""
+
+TV_WEIGHTS = tuple(float(f"{weight:.3g}") for weight in np.geomspace(1e-4, 1e-2, 9))
+PRIOR_WEIGHTS = TV_WEIGHTS[:6:2]
+"""Weights of the total variation that are tried."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One slice: ``observation`` (1, 1, views, beams) as stored, ``fbp`` and ``truth`` (1, 1, side, side) in shares of
+    the largest attenuation, and the ``acquisition`` vector (1, n) of the pair."""
+
+    name: str
+    rays: Rays
+    observation: Tensor
+    fbp: Tensor
+    truth: Tensor
+    acquisition: Tensor
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn for it."""
+        return int(np.frombuffer(self.name.encode(), np.uint8).astype(np.int64).cumsum()[-1])
+
+
+def cases(stores: Sequence[Path], count: int, device: torch.device) -> list[Case]:
+    """``count`` slices, spread evenly over all of ``stores``. Raises InputError where one has no measurements."""
+    places = []
+    for path in stores:
+        store = PatientStore(path)
+        for entry in store.sets:
+            names = [reconstruction.name for reconstruction in entry.reconstructions]
+            if entry.observation is None or not {FBP, TRUTH} <= {*names}:
+                raise InputError(f"The store '{path.name}' holds no measurements: make it with 'import lodopab-pairs'.")
+            pair = names.index(FBP), names.index(TRUTH)
+            places += [(path.stem, entry, pair, index) for index in range(entry.hu.shape[1])]
+    chosen = np.unique(np.linspace(0, len(places) - 1, count).round().astype(int))
+    found = []
+    for name, entry, pair, index in (places[number] for number in chosen):
+        told = (entry.reconstructions[which].acquisition for which in pair)
+        fbp, truth = (
+            to_unit(torch.from_numpy(entry.hu[which, index].astype(np.float32)), WINDOW)[None, None].to(device)
+            for which in pair
+        )
+        rays = Rays(entry.hu.shape[-1], *entry.observation.shape[1:], entry.spacing[0] * entry.hu.shape[-1])
+        observation = torch.from_numpy(entry.observation[index])[None, None].to(device)
+        vector = torch.tensor(acquisition_vector(*told), device=device)[None]
+        found.append(Case(f"{name}, image {index}", rays, observation, fbp, truth, vector))
+    if len({case.rays for case in found}) > 1:
+        raise InputError("These measurements were made along different rays: compare on one kind at a time.")
+    return found
+
+
+class Reconstructor(ABC):
+    """``name``; ``settings`` in words, for the table; ``side`` of the images that it can make, None for any."""
+
+    name: str
+    settings: str = ""
+    side: int | None = None
+
+    @abstractmethod
+    def image(self, case: Case) -> Tensor:
+        """Image (1, 1, side, side) in shares of the largest attenuation; of a smaller :attr:`side` the middle."""
+
+
+class FilteredBackProjection(Reconstructor):
+    """With the one of :data:`FBP_F50` that is best on ``validation``."""
+
+    name = "FBP"
+
+    def __init__(self, validation: Sequence[Case]) -> None:
+        self.share = best(FBP_F50, validation, self._image)
+        self.settings = f"f50 at {self.share:g} of the beams' Nyquist frequency"
+
+    def image(self, case: Case) -> Tensor:
+        return self._image(case, self.share)
+
+    @staticmethod
+    def _image(case: Case, share: float) -> Tensor:
+        mtf = Mtf.from_points(share * 5.0 / case.rays.geometry.pitch).limited_to(case.rays.grid.pixel)
+        image = back_projected(case.observation[0].cpu().numpy(), case.rays, mtf)
+        return torch.from_numpy(image.astype(np.float32))[None].to(case.fbp)
+
+
+class TotalVariation(Reconstructor):
+    """With the one of :data:`TV_WEIGHTS` that is best on ``validation``."""
+
+    name = "TV"
+
+    def __init__(self, transform: RayTransform, validation: Sequence[Case]) -> None:
+        self.transform = transform
+        self.weight = best(TV_WEIGHTS, validation, self._image)
+        self.settings = f"weight {self.weight:g}"
+
+    def image(self, case: Case) -> Tensor:
+        return self._image(case, self.weight)
+
+    def _image(self, case: Case, weight: float) -> Tensor:
+        return total_variation(case.observation, self.transform, weight)
+
+
+class DeepImagePrior(Reconstructor):
+    """With the one of :data:`PRIOR_WEIGHTS` that is best on ``validation``."""
+
+    name = "DIP + TV"
+
+    def __init__(self, transform: RayTransform, validation: Sequence[Case], iterations: int) -> None:
+        self.transform, self.iterations = transform, iterations
+        self.weight = best(PRIOR_WEIGHTS, validation, self._image)
+        self.settings = f"{iterations} iterations, weight {self.weight:g}"
+
+    def image(self, case: Case) -> Tensor:
+        return self._image(case, self.weight)
+
+    def _image(self, case: Case, weight: float) -> Tensor:
+        return deep_image_prior(case.observation, self.transform, weight, self.iterations, seed=0)
+
+
+def best(values: Sequence[float], validation: Sequence[Case], image: Callable[[Case, float], Tensor]) -> float:
+    """The one of ``values`` whose images of ``validation`` have the least squared error."""
+    def error(value: float) -> float:
+        return sum(float((image(case, value) - case.truth).square().mean()) for case in validation)
+
+    return min(values, key=error)
+
+
+class Trained(Reconstructor):
+    """The network of a finished ``fit``, which reads an observation or its filtered back-projection."""
+
+    def __init__(self, run: Path, rays: Rays, device: torch.device) -> None:
+        self.name = run.name
+        method, record = _loaded(run)
+        if method.rays is not None and method.rays != rays:
+            raise InputError(f"'{run}' was trained along other rays than those of the measurements.")
+        self.method, self.network = method, record.eval().requires_grad_(False).to(device)
+        self.window = getattr(method, "intensity_window", WINDOW)
+        self.side = getattr(self.network.config, "dense_size", None)
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        self.settings = f"{type(self.network).__name__}, {count / 1e6:.2g} million parameters"
+
+    @property
+    def draws(self) -> bool:
+        """Whether it makes samples."""
+        return isinstance(self.network, ConditionalFlow)
+
+    @torch.no_grad()
+    def image(self, case: Case) -> Tensor:
+        if self.method.rays is not None:
+            return self.network(case.observation, case.fbp)
+        padded, side = self._planes(case)
+        image = self.network(padded, case.acquisition if self.network.config.conditions else None)
+        return self._share(image[..., :side, :side])
+
+    @torch.no_grad()
+    def samples(self, case: Case, count: int) -> Iterator[Tensor]:
+        """Independent samples of a flow, as :meth:`image` makes images; their mean is the paper's reconstruction."""
+        padded, side = self._planes(case)
+        encoding = self.network.encode(padded, case.acquisition if self.network.config.conditions else None)
+        shapes = self.network.latent_shapes(*padded.shape[2:])
+        random = torch.Generator().manual_seed(case.seed)
+        for _ in range(count):
+            latents = [torch.randn((1, *shape), generator=random).to(padded) for shape in shapes]
+            yield self._share(self.network.inverse(latents, encoding)[..., :side, :side])
+
+    def _planes(self, case: Case) -> tuple[Tensor, int]:
+        """The network's input, padded to what it needs, and the side of what counts of its output."""
+        if self.network.config.planes != 1:
+            raise InputError(f"'{self.name}' wants {self.network.config.planes} planes; reconstructions are one.")
+        hu = to_hu(case.fbp, WINDOW)
+        if self.side is not None:
+            hu = middle(hu, self.side)
+        side = hu.shape[-1]
+        margin = -side % (self.side or self.network.config.multiple)
+        return F.pad(to_unit(hu, self.window), (0, margin, 0, margin), mode="reflect"), side
+
+    def _share(self, image: Tensor) -> Tensor:
+        return to_unit(to_hu(image.float(), self.window), WINDOW)
+
+
+def middle(image: Tensor, side: int) -> Tensor:
+    """The middle (..., side, side) of square images."""
+    first = (image.shape[-1] - side) // 2
+    return image[..., first : first + side, first : first + side]
+
+
+def _loaded(run: Path) -> tuple[Training, nn.Module]:
+    for name in (settings.CONFIG, settings.NETWORK):
+        if not (run / name).is_file():
+            raise InputError(f"'{run}' has no {name}: give the output folder of a finished 'ctharmonize-train fit'.")
+    method, _ = settings.load(run / settings.CONFIG)
+    network = method.build()
+    try:
+        network.load_state_dict(load_file(run / settings.NETWORK))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"The network in '{run}' cannot be read: {str(error).splitlines()[0]}") from error
+    return method, network
