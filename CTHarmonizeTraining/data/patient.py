@@ -19,6 +19,7 @@ import zarr
 from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
+from CTHarmonizeTraining.reconstruction.rays import Rays
 from CTHarmonizeTraining.simulation.scan import body_mask
 
 KIND = "measured"
@@ -62,6 +63,14 @@ class MatchedSet:
             Reconstruction(entry["name"], Acquisition(**entry["acquisition"]), entry["dose"], entry["facts"])
             for entry in facts["reconstructions"]
         )
+
+    @property
+    def rays(self) -> Rays | None:
+        """Those of the :attr:`observation`; images are square and lie around the isocentre."""
+        if self.observation is None:
+            return None
+        side = self.hu.shape[-1]
+        return Rays(side, *self.observation.shape[1:], round(self.spacing[0] * side, 3))
 
     def volume(self, index: int) -> Volume:
         """Reconstruction ``index`` as a volume, in its place."""

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from CTHarmonizeLib.ct.mtf import Mtf
@@ -24,7 +22,6 @@ from CTHarmonizeTraining.reconstruction.classical import deep_image_prior, total
 from CTHarmonizeTraining.reconstruction.rays import Rays, RayTransform
 from CTHarmonizeTraining.reconstruction.training import WINDOW
 from CTHarmonizeTraining.training import settings
-from CTHarmonizeTraining.training.base import Training
 
 FBP_F50 = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 """f50 of a filtered back-projection that are tried, as shares of the beams' Nyquist frequency."""
@@ -59,7 +56,7 @@ def cases(stores: Sequence[Path], count: int, device: torch.device) -> list[Case
         store = PatientStore(path)
         for entry in store.sets:
             names = [reconstruction.name for reconstruction in entry.reconstructions]
-            if entry.observation is None or not {FBP, TRUTH} <= {*names}:
+            if entry.rays is None or not {FBP, TRUTH} <= {*names}:
                 raise InputError(f"The store '{path.name}' holds no measurements: make it with 'import lodopab-pairs'.")
             pair = names.index(FBP), names.index(TRUTH)
             places += [(path.stem, entry, pair, index) for index in range(entry.hu.shape[1])]
@@ -71,10 +68,9 @@ def cases(stores: Sequence[Path], count: int, device: torch.device) -> list[Case
             to_unit(torch.from_numpy(entry.hu[which, index].astype(np.float32)), WINDOW)[None, None].to(device)
             for which in pair
         )
-        rays = Rays(entry.hu.shape[-1], *entry.observation.shape[1:], entry.spacing[0] * entry.hu.shape[-1])
         observation = torch.from_numpy(entry.observation[index])[None, None].to(device)
         vector = torch.tensor(acquisition_vector(*told), device=device)[None]
-        found.append(Case(f"{name}, image {index}", rays, observation, fbp, truth, vector))
+        found.append(Case(f"{name}, image {index}", entry.rays, observation, fbp, truth, vector))
     if len({case.rays for case in found}) > 1:
         raise InputError("These measurements were made along different rays: compare on one kind at a time.")
     return found
@@ -158,11 +154,11 @@ class Trained(Reconstructor):
 
     def __init__(self, run: Path, rays: Rays, device: torch.device) -> None:
         self.name = run.name
-        method, record = _loaded(run)
-        if method.rays is not None and method.rays != rays:
+        self.method, network = settings.trained(run)
+        if self.method.rays not in (None, rays):
             raise InputError(f"'{run}' was trained along other rays than those of the measurements.")
-        self.method, self.network = method, record.eval().requires_grad_(False).to(device)
-        self.window = getattr(method, "intensity_window", WINDOW)
+        self.network = network.to(device)
+        self.window = getattr(self.method, "intensity_window", WINDOW)
         self.side = getattr(self.network.config, "dense_size", None)
         count = sum(parameter.numel() for parameter in self.network.parameters())
         self.settings = f"{type(self.network).__name__}, {count / 1e6:.2g} million parameters"
@@ -210,16 +206,3 @@ def middle(image: Tensor, side: int) -> Tensor:
     """The middle (..., side, side) of square images."""
     first = (image.shape[-1] - side) // 2
     return image[..., first : first + side, first : first + side]
-
-
-def _loaded(run: Path) -> tuple[Training, nn.Module]:
-    for name in (settings.CONFIG, settings.NETWORK):
-        if not (run / name).is_file():
-            raise InputError(f"'{run}' has no {name}: give the output folder of a finished 'ctharmonize-train fit'.")
-    method, _ = settings.load(run / settings.CONFIG)
-    network = method.build()
-    try:
-        network.load_state_dict(load_file(run / settings.NETWORK))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"The network in '{run}' cannot be read: {str(error).splitlines()[0]}") from error
-    return method, network

@@ -137,8 +137,8 @@ def export(
         device: auto, cpu, cuda or mps.
     """
     phantom = [phantom] if isinstance(phantom, int) else phantom
-    method, data = settings.load(_of(run, settings.CONFIG))
-    record = json.loads(_of(run, RECORD).read_text(encoding="utf-8"))
+    method, data = settings.load(settings.of_run(run, settings.CONFIG))
+    record = json.loads(settings.of_run(run, RECORD).read_text(encoding="utf-8"))
     told = About.load(about)
     trained = origin(record)
     if method.ratio is None:
@@ -152,7 +152,7 @@ def export(
         validation_stores(calibration, trained["stores"])
     output = check_output_folder(output)
     try:
-        weights = load_file(_of(run, NETWORK))
+        weights = load_file(settings.of_run(run, NETWORK))
     except (OSError, SafetensorError) as error:
         raise InputError(f"'{run / NETWORK}' cannot be read: {error}.") from error
     facts = {
@@ -291,11 +291,6 @@ def measured_halo(folder: Path, device: str = "auto") -> int:
                 return 2 * halo
     raise CannotRunError(f"No halo up to {HALOS[-1]} pixels makes tiles agree with whole slices.")
 
-
-def _of(run: Path, name: str) -> Path:
-    if not (run / name).is_file():
-        raise InputError(f"'{run}' has no {name}: give the output folder of a finished 'ctharmonize-train fit'.")
-    return run / name
 
 
 def _stores(record: dict) -> list[Path]:

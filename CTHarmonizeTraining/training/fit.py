@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -184,15 +184,17 @@ def _check_rays(rays: Rays, data: DataConfig, stores: Sequence[Path]) -> None:
         raise InputError(f"Measurements belong to whole images: give a data.size of {rays.side}, not {data.size}.")
     for path in stores:
         for entry in PatientStore(path).sets:
-            if entry.observation is None:
+            if entry.rays is None:
                 raise InputError(f"The store '{path.name}' holds no measurements, only images.")
-            found = Rays(entry.hu.shape[-1], *entry.observation.shape[1:], entry.spacing[0] * entry.hu.shape[-1])
-            if replace(found, width=rays.width) != rays or abs(found.width - rays.width) > 1e-3:
+            if entry.rays != rays:
                 raise InputError(
-                    f"The measurements in '{path.name}' are {found.views} views of {found.beams} beams for images of "
-                    f"{found.side} pixels, {found.width:g} mm; the network's {rays.views}, {rays.beams}, {rays.side} "
-                    f"and {rays.width:g} mm (method.network.rays)."
+                    f"The measurements in '{path.name}' are {_rays_words(entry.rays)}; the network's, "
+                    f"method.network.rays, {_rays_words(rays)}."
                 )
+
+
+def _rays_words(rays: Rays) -> str:
+    return f"{rays.views} views of {rays.beams} beams for images of {rays.side} pixels, {rays.width:g} mm"
 
 
 def _start_from(network: nn.Module, model: Model) -> dict:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -177,15 +175,10 @@ def load_features(name: str) -> Features:
             f"'{name}' holds no features: give vgg19, or the folder of a finished 'ctharmonize-train fit --config "
             "features'."
         )
-    method, _ = settings.load(run / settings.CONFIG)
+    method, network = settings.trained(run)
     if not isinstance(method, FeaturesTraining):
         raise InputError(f"'{name}' is a training of something else than features.")
-    network = method.build()
-    try:
-        network.load_state_dict(load_file(run / settings.NETWORK))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"The features in '{name}' cannot be read: {str(error).splitlines()[0]}") from error
-    return network.eval().requires_grad_(False)
+    return network
 
 
 def _vgg19() -> VGGFeatures:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 
 from CTHarmonizeLib.ct.acquisition import is_truth
 from CTHarmonizeLib.errors import InputError
@@ -87,6 +90,24 @@ def load(config: str | Path) -> tuple[Training, DataConfig]:
     except (OSError, TypeError, ValueError, yaml.YAMLError, ArgumentError) as error:
         raise InputError(f"The configuration {path} is not usable: {' '.join(str(error).split())}") from error
     return values.method, values.data
+
+
+def of_run(run: Path, name: str) -> Path:
+    """The file ``name`` of a finished run. Raises InputError where it is not there."""
+    if not (run / name).is_file():
+        raise InputError(f"'{run}' has no {name}: give the output folder of a finished 'ctharmonize-train fit'.")
+    return run / name
+
+
+def trained(run: Path) -> tuple[Training, nn.Module]:
+    """The training in ``run``, and its network, fixed. Raises InputError where they cannot be read."""
+    method, _ = load(of_run(run, CONFIG))
+    network = method.build()
+    try:
+        network.load_state_dict(load_file(of_run(run, NETWORK)))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"The network in '{run}' cannot be read: {str(error).splitlines()[0]}") from error
+    return method, network.eval().requires_grad_(False)
 
 
 def keep(folder: Path, method: Training, data: DataConfig) -> None:
