@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ ORIENTATIONS = tuple((turns, flip) for flip in (False, True) for turns in range(
 _DEFAULT_LOAD = {"cpu": Load(1, 4), "cuda": Load(4, 16), "mps": Load(1, 4)}
 
 Progress = Callable[[float], None]
+Prepared = Callable[[tuple[int, bool]], Tensor]
+"""What a method prepares of a slab's whole slices turned to one of :data:`ORIENTATIONS`, turned back."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ class _Run:
     ) -> None:
         self.volume, self.method, self.source, self.target = volume, method, source, target
         self.settings, self.progress, self.cancelled = settings, progress, cancelled
-        self.samples = settings.samples if method.stochastic else len(ORIENTATIONS) if settings.augment else 1
+        self.orientations = ORIENTATIONS[: len(ORIENTATIONS) if settings.augment and not method.stochastic else 1]
+        self.samples = settings.samples if method.stochastic else len(self.orientations)
         self.roi = settings.roi or Roi.whole(volume.shape)
         self.roi.check_inside(volume.shape)
         self.padded = padded_size(*volume.shape[1:], method.multiple)
@@ -176,8 +180,13 @@ class _Run:
         around = np.arange(index.start - self.context, index.stop + self.context)
         around = around.clip(0, self.volume.shape[0] - 1)  # beyond the volume's ends its last slice again
         whole = SourceSlab.from_hu(self.volume.hu[around], self.padded, self.method.window, self.method.device)
-        planes = self.method.prepare(whole.clean, self.source, self.target)
         seen, whole = whole.clean, whole.divided(self.factor, self.context)
+
+        @cache  # all tiles are cut from the same planes
+        def prepared(orientation: tuple[int, bool]) -> Tensor:
+            turned = self.method.prepare(_turned(seen, orientation), self.source, self.target)
+            return _turned_back(turned, orientation)
+
         core = slice(*self.roi.rows), slice(*self.roi.columns)
         parts = tiles(core, load.tile, self.margin, self.method.multiple, self.padded)
         redrawn = replaced = 0
@@ -186,10 +195,10 @@ class _Run:
                 first_sample, source = None, whole.crop(tile.region)
                 if self.method.stochastic:
                     statistics = PairStatistics(whole.raw[(slice(None), *tile.core)])
-                    outputs = self._samples(tile, planes, source, index, load, step)
+                    outputs = self._samples(tile, prepared, source, index, load, step)
                 else:
                     statistics = Spread()
-                    outputs = self._estimates(tile, planes, seen, source, step)
+                    outputs = self._estimates(tile, prepared, source, step)
                 for sample, again, gave_up in outputs:
                     first_sample = sample if first_sample is None else first_sample
                     if result.deviation is not None:
@@ -208,17 +217,14 @@ class _Run:
         return redrawn, replaced
 
     def _estimates(
-        self, tile: Tile, planes: Tensor, seen: Tensor, source: SourceSlab, step: Callable[[float], None]
+        self, tile: Tile, prepared: Prepared, source: SourceSlab, step: Callable[[float], None]
     ) -> Iterator[tuple[Tensor, int, int]]:
         """As :meth:`_samples`, of a deterministic method: its estimate, then, augmented, those of the turned and
-        flipped slices ``seen``, turned back."""
+        flipped slices, turned back."""
         inner, beyond = (slice(None), *tile.inner), self.factor * self.context
-        for number, orientation in enumerate(ORIENTATIONS[: self.samples]):
+        for orientation in self.orientations:
             self._stop_if_cancelled()
-            if number:
-                turned = self.method.prepare(_turned(seen, orientation), self.source, self.target)
-                planes = _turned_back(turned, orientation)
-            region = _turned(planes[(..., *tile.region)], orientation)
+            region = _turned(prepared(orientation)[(..., *tile.region)], orientation)
             state = self.method.encode(region, self.source, self.target)
             estimate = self.method.estimate(state)
             bad = self.method.implausible(estimate[None], state)[0]
@@ -231,11 +237,18 @@ class _Run:
             step(_ENCODING_SHARE / self.samples + 1)
 
     def _samples(
-        self, tile: Tile, planes: Tensor, source: SourceSlab, index: slice, load: Load, step: Callable[[float], None]
+        self,
+        tile: Tile,
+        prepared: Prepared,
+        source: SourceSlab,
+        index: slice,
+        load: Load,
+        step: Callable[[float], None],
     ) -> Iterator[tuple[Tensor, int, int]]:
-        """Finished samples (b, rows, columns) of the tile's core in order, each with its voxels redrawn, replaced."""
+        """Finished samples (b, rows, columns) of the tile's core in order, with their voxels redrawn, replaced."""
         inner = (slice(None), *tile.inner)
         self._stop_if_cancelled()
+        planes = prepared(self.orientations[0])
         state = self.method.encode(planes[(..., *tile.region)], self.source, self.target)
         step(_ENCODING_SHARE)
         for start in range(0, self.samples, load.samples):

@@ -29,7 +29,11 @@ class Leaning(Method):
 
     def __init__(self, strength: float = 0.1) -> None:
         super().__init__(None, torch.device("cpu"), torch.float32)
-        self.strength, self.seen = strength, []
+        self.strength, self.seen, self.prepared = strength, [], 0
+
+    def prepare(self, slices: Tensor, source, target) -> Tensor:
+        self.prepared += 1
+        return super().prepare(slices, source, target)
 
     def encode(self, planes: Tensor, source, target) -> Tensor:
         self.seen.append(tuple(planes.shape))
@@ -69,7 +73,10 @@ def test_spread_is_the_same_in_tiles_and_regions() -> None:
     method = Leaning()
     whole = run(method, augment=True)
     assert set(method.seen) == {(1, 1, 64, 96), (1, 1, 96, 64)}
-    tiled = run(Leaning(), augment=True, tile=32)
+    assert method.prepared == 2 * 8  # each slice in each orientation
+    cut = Leaning()
+    tiled = run(cut, augment=True, tile=32)
+    assert cut.prepared == 2 * 8  # once for all six tiles
     np.testing.assert_allclose(tiled.deviation, whole.deviation, atol=1e-3)
     roi = Roi((11, 70), (5, 50), (1, 2))
     part = run(Leaning(), augment=True, roi=roi)
