@@ -171,8 +171,8 @@ class CTHarmonizeLogic(ScriptedLoadableModuleLogic):
     def harmonize(
         self,
         volumeNode: vtkMRMLScalarVolumeNode,
-        targetKernel: str | float | None = "medium",
-        targetDose: float | None = 100,
+        targetKernel: str | float | None = "auto",
+        targetDose: float | str | None = "auto",
         targetThickness: float | None = None,
         method: str = "ctflow",
         model: str | None = None,
@@ -191,19 +191,23 @@ class CTHarmonizeLogic(ScriptedLoadableModuleLogic):
         """Start a harmonization in the background and return its job at once.
 
         Kernels are names (smooth, medium, sharp) or an f50 in lp/cm, doses percent, thickness and coherence mm.
-        A target of None stays as it is in the volume; other None are the model's defaults. Outputs of None are made.
+        Targets that are not given are medium and 100 %, as far as the method can set them, or the noise-free truth of
+        a method that makes nothing else; a target of None stays as it is in the volume. Other None are the model's
+        defaults. Outputs of None are made.
         A method without samples makes no standard deviation, unless ``augment`` asks for its spread over turns and
         flips of the slices, which is no uncertainty. The job has ``waitForFinished()``, ``cancel()``, ``fraction``,
         ``warnings``, ``error``, ``report`` and the volumes. Raises CTHarmonizeLib.errors.InputError for a volume that
-        cannot be used.
+        cannot be used, or an unknown method.
         """
+        from CTHarmonizeGui.choices import usualTarget
         from CTHarmonizeGui.detection import acquisitionTags
         from CTHarmonizeGui.harmonization import HarmonizationJob, Request
         from CTHarmonizeGui.process import QtClock, QtProcess
 
+        usualKernel, usualDose = usualTarget(method)
         request = Request(
-            targetKernel=targetKernel,
-            targetDose=targetDose,
+            targetKernel=usualKernel if targetKernel == "auto" else targetKernel,
+            targetDose=usualDose if targetDose == "auto" else targetDose,
             targetThickness=targetThickness,
             method=method,
             model=None if model is None else str(model),

@@ -78,6 +78,18 @@ def findChoices(modelFolders: Sequence[str]) -> Choices:
     return Choices(tuple(sorted(found, key=lambda m: (not m.usable, m.name != PREFERRED, m.title))), tuple(problems))
 
 
+def usualTarget(method: str) -> tuple[str | None, float | None]:
+    """Kernel and dose that a method aims at where nobody says otherwise: medium at 100 %, as far as it can set them, or
+    the noise-free truth where it makes nothing else. Raises InputError for an unknown method."""
+    from CTHarmonizeLib.ct.acquisition import TRUTH
+    from CTHarmonizeLib.methods import method_named
+
+    known = method_named(method)
+    if known.makes_truth:
+        return TRUTH, None
+    return "medium" if "kernel" in known.target_fields else None, 100.0 if "dose" in known.target_fields else None
+
+
 def kernelRange(model: Any | None, pixelSpacing: float) -> tuple[float, float]:
     """Lowest and highest f50 (lp/cm) that the model, or without one the pixel grid, can reach."""
     from CTHarmonizeLib.ct.mtf import NYQUIST_SHARE, nyquist

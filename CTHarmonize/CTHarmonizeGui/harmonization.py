@@ -31,8 +31,8 @@ class Request:
     Kernels are names or an f50 in lp/cm, doses percent, ``targetThickness`` and ``coherence`` mm.
     """
 
-    targetKernel: str | float | None = "medium"
-    targetDose: float | None = 100.0
+    targetKernel: str | float | None
+    targetDose: float | None
     targetThickness: float | None = None
     method: str = "ctflow"
     model: str | None = None

@@ -109,3 +109,29 @@ def test_a_method_that_makes_the_truth_leaves_nothing_to_choose(host, truthful):
     assert ui.targetKernelComboBox.currentText == "Medium" and ui.targetKernelSpinBox.visible
     assert ui.targetDoseSlider.visible and not ui.targetDoseSlider.enabled
     assert truthful.panel.request()["targetKernel"] == "medium"
+
+
+def test_in_the_console_a_target_need_not_be_given(host, truthful):
+    """Whatever a method can set, it is asked for nothing else."""
+    from CTHarmonizeLib.errors import InputError
+
+    logic, model = truthful.logic, str(truthful.panel.request()["model"])
+    volume = truthful.ui.inputSelector.currentNode()
+    job = logic.harmonize(volume, method="physics-gan", model=model, device="cpu")
+    assert job.waitForFinished(240.0), job.error
+    assert job.harmonizedVolume.GetName() == "CT phantom harmonized (truth)"
+    targets = {}
+    for method in ("ctflow", "mtf-filter", "nlm", "sngan"):
+        job = logic.harmonize(volume, method=method)
+        targets[method] = (job.request.targetKernel, job.request.targetDose)
+        job.cancel()
+        job.waitForFinished(60.0)
+    assert targets == {
+        "ctflow": ("medium", 100.0), "mtf-filter": ("medium", None), "nlm": (None, 100.0), "sngan": ("medium", 100.0)
+    }
+    job = logic.harmonize(volume, None, 50, method="ctflow")
+    assert (job.request.targetKernel, job.request.targetDose) == (None, 50)
+    job.cancel()
+    job.waitForFinished(60.0)
+    with pytest.raises(InputError, match="no method 'magic'"):
+        logic.harmonize(volume, method="magic")
