@@ -132,6 +132,7 @@ def _parser() -> _Parser:
 def _harmonize(options: argparse.Namespace) -> None:
     from CTHarmonizeLib import report
     from CTHarmonizeLib.harmonization import check_output_folder, harmonize
+    from CTHarmonizeLib.models import unreadable_folders
     from CTHarmonizeLib.request import Request
 
     names = (
@@ -150,7 +151,8 @@ def _harmonize(options: argparse.Namespace) -> None:
         files = result.save(options.output)
     finally:
         line.close()
-    for kind, sentences in (("Note", result.report["notes"]), ("Warning", result.report["warnings"])):
+    warnings = [*(folder.reason for folder in unreadable_folders()), *result.report["warnings"]]
+    for kind, sentences in (("Note", result.report["notes"]), ("Warning", warnings)):
         for text in sentences:
             print(f"{kind}: {text}", file=sys.stderr)
     if options.json:

@@ -279,6 +279,25 @@ def test_models(shared, capsys, monkeypatch):
     assert listed["unusable"] == []
 
 
+def test_a_folder_of_models_that_is_not_there_is_a_warning(scan, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CTHARMONIZE_MODELS", os.pathsep.join([str(tmp_path / "gone"), scan]))  # the other is a file
+    for command in (["models"], ["harmonize", scan, "-o", str(tmp_path / "out"), *BASE]):
+        assert cli.main(command) == 0
+        errors = capsys.readouterr().err
+        assert errors.count("Warning: The folder '") == 2, errors
+        assert f"'{tmp_path / 'gone'}', which CTHARMONIZE_MODELS names, cannot be read: No such file" in errors
+    assert cli.main(["models", "--json"]) == 0
+    assert [Path(entry["folder"]).name for entry in json.loads(capsys.readouterr().out)["unusable"]] == [
+        "gone",
+        "scan.nrrd",
+    ]
+    monkeypatch.setenv("CTHARMONIZE_MODELS", str(tmp_path / "gone"))
+    command = ["harmonize", scan, "-o", str(tmp_path / "out2"), "--kernel", "smooth", "--model", "My model"]
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert "no model of that name is installed" in error and "gone', which" in error and error.count("\n") == 1
+
+
 def test_a_new_method_is_one_class_in_one_module(scan, tmp_path, capsys, monkeypatch):
     made_up_method.install(monkeypatch, packages="()")
     assert cli.main(["models"]) == 0

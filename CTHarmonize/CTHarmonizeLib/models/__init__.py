@@ -93,19 +93,38 @@ def load_model(folder: str | os.PathLike) -> Model:
 def installed_models(extra_folders: Iterable[str | os.PathLike] = ()) -> list[Model | BrokenModel]:
     """Embedded models, then those in the folders of CTHARMONIZE_MODELS and in ``extra_folders``.
 
-    A folder is a model itself or holds models, one folder each. Unusable ones come back with their reason.
+    A folder is a model itself or holds models, one folder each. Unusable ones come back with their reason, and so do
+    :func:`unreadable_folders`.
     """
-    listed = [folder for folder in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if folder]
     found: dict[Path, Model | BrokenModel] = {}
-    for parent in [EMBEDDED, *map(Path, listed), *map(Path, extra_folders)]:
-        for folder in _candidates(parent.expanduser()):
+    for parent in [EMBEDDED, *_listed(), *map(Path, extra_folders)]:
+        try:
+            candidates = _candidates(parent.expanduser())
+        except OSError:
+            continue
+        for folder in candidates:
             if folder.resolve() in found:
                 continue
             try:
                 found[folder.resolve()] = load_model(folder)
             except InputError as error:
                 found[folder.resolve()] = BrokenModel(folder, str(error))
-    return list(found.values())
+    return [*found.values(), *unreadable_folders()]
+
+
+def unreadable_folders() -> list[BrokenModel]:
+    """Folders that CTHARMONIZE_MODELS names and nobody can look into: a slip of the pen, or a disk that is not there.
+
+    (Folders that a reader once chose in the panel may go: they are no concern.)
+    """
+    found = []
+    for folder in _listed():
+        try:
+            _candidates(folder)
+        except OSError as error:
+            reason = f"The folder '{folder}', which {FOLDERS_VARIABLE} names, cannot be read: {error.strerror}."
+            found.append(BrokenModel(folder, reason))
+    return found
 
 
 def find_model(folder: str | os.PathLike) -> Model:
@@ -113,13 +132,15 @@ def find_model(folder: str | os.PathLike) -> Model:
     with the reason."""
     if Path(folder).expanduser().exists():
         return load_model(folder)
-    models = [model for model in installed_models() if isinstance(model, Model)]
+    installed = installed_models()
+    models = [model for model in installed if isinstance(model, Model)]
     for named in ([m for m in models if m.name == str(folder)], [m for m in models if m.folder.name == str(folder)]):
         if named:
             return named[0]
     names = ", ".join(f"'{model.name}'" for model in models) or "none"
     raise InputError(
         f"There is no model folder '{folder}', and no model of that name is installed; there are: {names}."
+        f"{_hint(installed)}"
     )
 
 
@@ -137,19 +158,27 @@ def model_for(method: str, folder: str | os.PathLike | None = None) -> Model:
     usable = [model for model in models if isinstance(model, Model) and model.method == method]
     if usable:
         return usable[0]
+    raise InputError(f"No model for the method {method} is installed: give the folder of one.{_hint(models)}")
+
+
+def _hint(models: list[Model | BrokenModel]) -> str:
+    """Why a model may be missing among ``models``."""
     broken = [model for model in models if isinstance(model, BrokenModel)]
-    hint = f" ({broken[0].reason})" if broken else ""
-    raise InputError(f"No model for the method {method} is installed: give the folder of one.{hint}")
+    return f" ({broken[0].reason})" if broken else ""
+
+
+def _listed() -> list[Path]:
+    named = os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)
+    return [Path(folder).expanduser() for folder in named if folder]
 
 
 def _candidates(parent: Path) -> list[Path]:
-    if (parent / CARD).is_file() or (parent / WEIGHTS).is_file():
-        return [parent]
-    try:
-        folders = [entry for entry in parent.iterdir() if entry.is_dir()]
-    except OSError:
-        return []
-    return sorted(folder for folder in folders if (folder / CARD).is_file() or (folder / WEIGHTS).is_file())
+    """Model folders: ``parent``, or those in it. Raises OSError where it cannot be read."""
+    return [parent] if _looks_like_a_model(parent) else sorted(filter(_looks_like_a_model, parent.iterdir()))
+
+
+def _looks_like_a_model(folder: Path) -> bool:
+    return any(os.path.isfile(folder / name) for name in (CARD, WEIGHTS))
 
 
 def _digest(file) -> hashlib._Hash:  # Python 3.10 has no hashlib.file_digest
