@@ -32,6 +32,8 @@ from CTHarmonizeTraining.simulation.scanner import Scanner
 from CTHarmonizeTraining.simulation.scenes import simulate_scenes
 from CTHarmonizeTraining.simulation.subject import Subject, check, read_subject
 
+IMAGES = ("source", "target", NOISE_FREE)
+
 LARGEST_CUT = 0.1
 """Share of the field of view's edge that may be denser than lung: a table crosses it."""
 
@@ -125,6 +127,8 @@ def simulate(
         raise InputError(f"'{output}' exists already: choose another name for the store.")
     if not scenes and (output / "zarr.json").exists():
         raise InputError(f"'{output}' is a store, which would be mixed with images: choose another folder.")
+    if not scenes and Path(input).expanduser().resolve() in {(output / f"{name}.nrrd").resolve() for name in IMAGES}:
+        raise InputError(f"The input '{input}' would be overwritten by an image: choose another output folder.")
     if insert_noise is not None:
         check("dose to insert noise for", insert_noise, 0.1 <= insert_noise < 100.0, "0.1 to less than 100 %")
         if input.startswith("phantom:") or pixel_spacing or size or source_thickness or target_thickness:

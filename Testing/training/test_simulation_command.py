@@ -1,6 +1,7 @@
 """ctharmonize-train simulate: pairs of scans in their place, and stores of scenes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,18 @@ def test_inserted_noise_is_that_of_a_scan_at_the_lower_dose(tmp_path):
     simulate(str(path), tmp_path / "padded", "medium", views=VIEWS, device="cpu", insert_noise=20, slices=":1")
     padded = read_volume(tmp_path / "padded" / "source.nrrd").hu[0]
     assert (padded[:2, :2] == -2000).all() and padded[:2, 4:].std() > 0
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_no_image_is_written_over_the_input(ct, tmp_path, name):
+    path = tmp_path / "scans" / f"{name}.nrrd"
+    path.parent.mkdir()
+    shutil.copy(ct, path)
+    given = dict(source_kernel="smooth", target_kernel="smooth", views=VIEWS, device="cpu", slices="1:2")
+    with pytest.raises(InputError, match="would be overwritten by an image: choose another output folder"):
+        simulate(str(path), tmp_path / "elsewhere" / ".." / "scans", **given)
+    assert path.read_bytes() == ct.read_bytes() and len(list(path.parent.iterdir())) == 1
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_cut_out_is_warned_of(tmp_path):
