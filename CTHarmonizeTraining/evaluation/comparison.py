@@ -13,6 +13,7 @@ import pandas as pd
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeTraining.evaluation.candidates import ENCODER, FILTER, INPUT, MEAN, SAMPLE
+from CTHarmonizeTraining.evaluation.tables import target_dose
 from CTHarmonizeTraining.files import write_whole
 
 TARGET = "target"
@@ -140,11 +141,12 @@ def compare(output: Path, results: Path) -> pd.DataFrame:
 def markdown(table: pd.DataFrame, results: dict) -> str:
     """``table`` for people; ``results``: one of the evaluations, for what all have in common."""
     data, protocol = results["data"], results["protocol"]
+    words = target_dose(results["pairs"][0]["target"], protocol["target_dose"])
     lines = [
         f"# Methods on {data['name']}",
         "",
         f"{len(data['slices'])} slices, simulated scans; mean over {len(results['pairs']) // len(protocol['doses'])} "
-        f"kernel mappings for each dose, to {protocol['target_dose']:g} %. {results['scores']}. Largest bias: over "
+        f"kernel mappings for each dose, target {words}. {results['scores']}. Largest bias: over "
         f"mappings, and over air, lung, fat and water-like tissue. Computed on {results['device']}.",
         "",
     ]

@@ -11,6 +11,7 @@ from scipy import ndimage
 from CTHarmonizeTraining.evaluation.candidates import FILTER, INPUT, MEAN, SAMPLE, Harmonized
 from CTHarmonizeTraining.evaluation.measures import Regions
 from CTHarmonizeTraining.evaluation.simulated import SimulatedScans
+from CTHarmonizeTraining.evaluation.tables import target_dose
 
 _DETAIL_MM = 110.0
 
@@ -52,7 +53,8 @@ def draw(
         ]
     else:
         columns.append(("Harmonized", next(reversed(result.images.values()))))
-    columns.append((f"Target\n{target} ({f50:.1f} lp/cm), {scans.protocol.target_dose:g} %", scans.targets[target]))
+    words = target_dose(target, scans.protocol.target_dose)
+    columns.append((f"Target\n{target} ({f50:.1f} lp/cm), {words}", scans.targets[target]))
     views = _views(regions, number, spacing)
     largest = None if result.deviation is None else float(np.percentile(result.deviation[number], 99.5))
     figure = Figure(figsize=(2.6 * len(columns) + 1.6, 2.45 * len(views) + 0.7), dpi=130, layout="constrained")

@@ -6,6 +6,7 @@ import csv as csv_module
 import io
 from collections.abc import Callable, Iterator
 
+from CTHarmonizeLib.ct.acquisition import is_truth
 from CTHarmonizeTraining.evaluation.candidates import COLUMNS, ENCODER, INPUT, MEAN, SAMPLE
 
 _TITLES = {"input": "input", "mtf-filter": "MTF filter", "encoder": "encoder", "sample": "one sample"}
@@ -66,6 +67,11 @@ def _title(results: dict, name: str) -> str:
     return f"mean of {results['samples']}" if name == MEAN else _TITLES.get(name, name)
 
 
+def target_dose(kernel: str, dose: float) -> str:
+    """Of a target with ``kernel``, in words: the truth has none, whatever the protocol says."""
+    return "without noise" if is_truth(kernel) else f"{dose:g} %"
+
+
 def _row(pair: dict) -> str:
     return f"{pair['source']} -> {pair['target']}"
 
@@ -84,7 +90,8 @@ def _table(results: dict, columns: list[str], cell: Callable[[dict, str], str]) 
 def _tables(results: dict, titles: list[str], cells: Callable[[dict], list[str]]) -> list[str]:
     lines = []
     for dose, pairs in _by_dose(results):
-        lines.append(f"| {dose:g} % -> {results['protocol']['target_dose']:g} % | {' | '.join(titles)} |")
+        target = target_dose(pairs[0]["target"], results["protocol"]["target_dose"])
+        lines.append(f"| {dose:g} % -> {target} | {' | '.join(titles)} |")
         lines.append("|" + "---|" * (len(titles) + 1))
         lines += [f"| {_row(pair)} | {' | '.join(cells(pair))} |" for pair in pairs]
         lines.append("")

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from CTHarmonizeLib.ct.acquisition import is_truth
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
@@ -34,6 +33,7 @@ from CTHarmonizeTraining.evaluation.calibration import calibrate, output_for, va
 from CTHarmonizeTraining.evaluation.candidates import towards
 from CTHarmonizeTraining.evaluation.invariance import compared
 from CTHarmonizeTraining.evaluation.pairs_table import USUAL_SPACING, evaluate
+from CTHarmonizeTraining.evaluation.tables import target_dose
 from CTHarmonizeTraining.evaluation.volumes import judge_volumes
 from CTHarmonizeTraining.simulation.phantom import ChestPhantom
 from CTHarmonizeTraining.training import settings
@@ -240,7 +240,7 @@ def quality(results: dict) -> list[dict]:
     data = results["data"]
     entries = []
     for pair in results["pairs"]:
-        dose = "without noise" if is_truth(pair["target"]) else f"{pair['target_dose']:g} %"
+        dose = target_dose(pair["target"], pair["target_dose"])
         mapping = f"{pair['source']} {pair['dose']:g} % to {pair['target']} {dose}"
         rmse = dict(pair["rmse"]["clean"])
         drawn = {key: results[key] for key in ("samples", "temperature")} if "mean" in rmse else {}

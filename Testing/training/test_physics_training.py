@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_data import write_store
@@ -23,6 +24,8 @@ from CTHarmonizeLib.models import load_model
 from CTHarmonizeLib.networks.physics import PhysicsConfig
 from CTHarmonizeTraining.data.pairs import PairDataset
 from CTHarmonizeTraining.evaluation.candidates import towards
+from CTHarmonizeTraining.evaluation.comparison import markdown
+from CTHarmonizeTraining.evaluation.tables import _tables
 from CTHarmonizeTraining.training import export as exporting
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.adversarial import AdversarialStage, Game
@@ -169,8 +172,12 @@ def test_evaluation_asks_for_the_truth() -> None:
         "source": "sharp", "dose": 25.0, "target": "truth", "target_dose": 100.0,
         "rmse": {"clean": {"input": entry, "encoder": entry}},
     }  # fmt: skip
-    (found,) = quality({"data": {"name": "phantom", "slices": [1]}, "pairs": [pair]})
+    results = {"data": {"name": "phantom", "slices": [1]}, "pairs": [pair]}
+    (found,) = quality(results)
     assert "sharp 25 % to truth without noise; output" in found["measure"]
+    results |= {"protocol": {"doses": [25.0], "target_dose": 100.0}, "scores": "PSNR", "device": "cpu"}
+    assert _tables(results, ["RMSE"], lambda pair: ["1.0"])[0] == "| 25 % -> without noise | RMSE |"
+    assert "for each dose, target without noise." in markdown(pd.DataFrame({"dose": []}), results)
 
 
 def test_a_cycle_goes_up_and_down() -> None:
