@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -184,6 +185,10 @@ class PhysicsTraining(NetworkTraining):
     augmentation: Augmentation = Augmentation()
     features: str = "vgg19"
 
+    @cached_property  # a stage is made once to see whether it can be, and once to be trained
+    def judge(self) -> Features | None:
+        return load_features(self.features) if self.losses.texture else None
+
     def laid_out(self, network: nn.Module) -> nn.Module:
         network.gamma.to(memory_format=torch.channels_last)  # Lambda's kernel has a dimension too many for it
         return network
@@ -196,5 +201,4 @@ class PhysicsTraining(NetworkTraining):
         if name == "regression":
             return InformedStage(network, self.regression, self.intensity_window, self.truth, **told)
         settings = self.adversarial, self.intensity_window, self.truth, PairCritic(self.critic), self.game
-        features = load_features(self.features) if self.losses.texture else None
-        return PhysicsStage(network, *settings, **told, features=features)
+        return PhysicsStage(network, *settings, **told, features=self.judge)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -98,5 +99,9 @@ class WGANVGGTraining(WGANTraining):
 
     features: str = "vgg19"
 
+    @cached_property  # a stage is made once to see whether it can be, and once to be trained
+    def judge(self) -> Features:
+        return load_features(self.features)
+
     def against(self, network: nn.Module, *settings: Any) -> AdversarialStage:
-        return PerceptualStage(network, *settings, features=load_features(self.features))
+        return PerceptualStage(network, *settings, features=self.judge)

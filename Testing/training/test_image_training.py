@@ -21,7 +21,7 @@ from CTHarmonizeLib.methods.conditioning import CONDITIONS
 from CTHarmonizeLib.networks.unet import UNetConfig
 from CTHarmonizeLib.networks.wgan import WGANConfig
 from CTHarmonizeTraining.data.pairs import PairDataset
-from CTHarmonizeTraining.training import perceptual, settings
+from CTHarmonizeTraining.training import perceptual, settings, wgan
 from CTHarmonizeTraining.training.adversarial import AdversarialStage, Game
 from CTHarmonizeTraining.training.base import StageConfig
 from CTHarmonizeTraining.training.curves import read_log
@@ -163,7 +163,7 @@ def test_the_published_critic() -> None:
     assert seen == [(3, 256, 8, 8)]
 
 
-def test_features_are_trained_and_then_judge(store: Path, tmp_path: Path) -> None:
+def test_features_are_trained_and_then_judge(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     method = FeaturesTraining(reading=stage_config(4), network=FeatureConfig((4, 8)))
     fit(store, tmp_path / "features", method=method, data=DataConfig(size=32, workers=0), machine=CPU)
     features = load_features(str(tmp_path / "features"))
@@ -175,8 +175,11 @@ def test_features_are_trained_and_then_judge(store: Path, tmp_path: Path) -> Non
         adversarial=stage_config(2), network=SMALL_WGAN, critic=SMALL_CRITIC, intensity_window=WINDOW,
         features=str(tmp_path / "features"),
     )  # fmt: skip
+    read = []
+    monkeypatch.setattr(wgan, "load_features", lambda name: read.append(name) or load_features(name))
     fit(store, tmp_path / "run", method=game, data=DataConfig(size=32, workers=0), machine=CPU)
     assert (tmp_path / "run" / "network.safetensors").is_file()
+    assert read == [str(tmp_path / "features")]  # once, however often its stage is made
     with pytest.raises(InputError, match="Features are no method"):
         method.card()
     with pytest.raises(InputError, match="training of something else"):
