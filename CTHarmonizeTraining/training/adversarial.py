@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from CTHarmonizeLib.errors import CannotRunError
+from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
 from CTHarmonizeTraining.training.base import StageConfig, TrainingStage, given, item_generators
 from CTHarmonizeTraining.training.image import UNIT_HU, NetworkTraining, RegressionStage
 
@@ -32,6 +33,27 @@ class Game:
     critic_betas: tuple[float, float] = (0.5, 0.9)
     critic_steps: int = 1
     gradient_penalty: float = 10.0
+
+
+class Critic(nn.Module):
+    """What critics share: ``convolutions``, each with leaky ReLU behind; where the critic is told of the acquisitions,
+    vectors of ``conditions`` numbers, these modulate what each makes, of ``widths`` channels."""
+
+    def __init__(self, convolutions: Iterable[nn.Module], widths: Sequence[int] = (), conditions: int = 0) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(convolutions)
+        self.embedding = acquisition_embedding(conditions)
+        self.modulations = nn.ModuleList(Modulation(EMBEDDING, width) for width in (widths if conditions else ()))
+
+    def features(self, x: Tensor, acquisition: Tensor) -> Tensor:
+        """What the last convolution makes of ``x``."""
+        told = embedded(self.embedding, acquisition)
+        for number, convolution in enumerate(self.convolutions):
+            x = convolution(x)
+            if told is not None:
+                x = self.modulations[number](x, told)
+            x = F.leaky_relu(x, 0.2)
+        return x
 
 
 class AdversarialStage(RegressionStage):
@@ -99,11 +121,7 @@ class AdversarialStage(RegressionStage):
         optimizer.zero_grad()
         values["loss"].backward()
         loss = self.trainer.strategy.reduce(values["loss"].detach(), reduce_op="mean")
-        if not torch.isfinite(loss):
-            raise CannotRunError(
-                f"The critic's loss became {float(loss)} at step {self.global_step}: the last checkpoint before it is "
-                "kept; lower the learning rates, then run again into another folder."
-            )
+        self.must_be_finite("critic's loss", loss)
         for parameter in critic.parameters():
             if parameter.grad is not None:
                 parameter.grad = self.trainer.strategy.reduce(parameter.grad, reduce_op="mean")

@@ -147,21 +147,29 @@ class TrainingStage(L.LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise CannotRunError before what is not finite reaches the weights, on all devices at the same step."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        _, norm = self.gradients()
         self.log("gradient_norm", norm)
         loss = self.trainer.strategy.reduce(self._loss, reduce_op="mean")
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and scaler.get_scale() >= 1.0:
             norm = torch.zeros(())  # in float16 a gradient may overflow: its step is left out, its scale lowered
-        for name, value in (("loss", loss), ("gradient", norm)):
-            if not torch.isfinite(value):
-                raise CannotRunError(
-                    f"The {name} became {float(value)} at step {self.global_step}: the last checkpoint before it is "
-                    "kept; lower the learning rate or clip the gradient, then run again into another folder."
-                )
+        self.must_be_finite("loss", loss)
+        self.must_be_finite("gradient", norm)
         if self._plateau is not None:  # here, because a checkpoint of this step is written before the step's end
             self._plateau.see(float(loss))
+
+    def gradients(self) -> tuple[list[Tensor], Tensor]:
+        """The gradients that there are, and the norm of all together."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        return gradients, torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+    def must_be_finite(self, name: str, value: Tensor) -> None:
+        """Raise CannotRunError where ``value`` is not."""
+        if not torch.isfinite(value):
+            raise CannotRunError(
+                f"The {name} became {float(value)} at step {self.global_step}: the last checkpoint before it is kept; "
+                "lower the learning rate or clip the gradient, then run again into another folder."
+            )
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         values = self.loss(batch)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from CTHarmonizeLib.methods.conditioning import acquisitions_of, mtf_map
 from CTHarmonizeLib.networks.physics import PhysicsConfig
 from CTHarmonizeLib.passthrough import low_pass
-from CTHarmonizeTraining.training.adversarial import AdversarialStage, Game
+from CTHarmonizeTraining.training.adversarial import AdversarialStage, Critic, Game
 from CTHarmonizeTraining.training.base import StageConfig, TrainingStage, given, item_generators
 from CTHarmonizeTraining.training.image import NetworkTraining, RegressionStage
 from CTHarmonizeTraining.training.perceptual import Features, load_features
@@ -60,15 +60,14 @@ class PairCriticConfig:
     widths: tuple[int, ...] = (64, 128, 256, 512)
 
 
-class PairCritic(nn.Module):
+class PairCritic(Critic):
     """Fully convolutional, on image and input together: 4x4 convolutions, of stride 2 but for the last two; the map of
     verdicts is averaged. No normalisation: the gradient penalty is each item's own."""
 
     def __init__(self, config: PairCriticConfig) -> None:
-        super().__init__()
         widths = (2, *config.widths)
         pairs = list(zip(widths, widths[1:], strict=False))
-        self.convolutions = nn.ModuleList(
+        super().__init__(
             nn.Conv2d(one, other, 4, 2 if number < len(pairs) - 1 else 1, 1)
             for number, (one, other) in enumerate(pairs)
         )
@@ -76,10 +75,7 @@ class PairCritic(nn.Module):
 
     def forward(self, image: Tensor, planes: Tensor, acquisition: Tensor) -> Tensor:
         """Verdicts (b,) on images (b, 1, h, w) made of planes (b, 1, h, w)."""
-        x = torch.cat([image, planes], 1)
-        for convolution in self.convolutions:
-            x = F.leaky_relu(convolution(x), 0.2)
-        return self.last(x).mean((1, 2, 3))
+        return self.last(self.features(torch.cat([image, planes], 1), acquisition)).mean((1, 2, 3))
 
 
 def lung_mask(truth: Tensor) -> Tensor:
@@ -136,8 +132,7 @@ class InformedStage(RegressionStage):
     ) -> None:
         if gradient_clip_val is None:
             return
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        gradients, norm = self.gradients()
         for gradient in gradients:
             gradient.mul_(gradient_clip_val / norm.clamp_min(1e-12))
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
-from CTHarmonizeTraining.training.adversarial import AdversarialTraining, Game
+from CTHarmonizeTraining.training.adversarial import AdversarialTraining, Critic, Game
 from CTHarmonizeTraining.training.cnn3d import VolumeTraining
 
 
@@ -26,7 +25,7 @@ class VolumeCriticConfig:
     told: bool = False
 
 
-class VolumeCritic(nn.Module):
+class VolumeCritic(Critic):
     """Spectrally normalised 3^3 convolutions with leaky ReLU, average pooling to 4^3, two normalised dense layers.
 
     Every second convolution has a stride: the first of them (1, 2, 2), as slices are few, the later 2. So the paper's
@@ -36,32 +35,23 @@ class VolumeCritic(nn.Module):
     GRID = 4
 
     def __init__(self, config: VolumeCriticConfig, conditions: int) -> None:
-        super().__init__()
         widths = (1, *config.widths)
         strides = [1 if number % 2 == 0 else (1, 2, 2) if number == 1 else 2 for number in range(len(config.widths))]
-        self.convolutions = nn.ModuleList(
+        convolutions = (
             spectral_norm(nn.Conv3d(one, other, 3, stride, 1))
             for one, other, stride in zip(widths, widths[1:], strides, strict=False)
         )
-        told = conditions if config.told else 0
-        self.embedding = acquisition_embedding(told)
-        self.modulations = nn.ModuleList(Modulation(EMBEDDING, width) for width in (config.widths if told else ()))
+        super().__init__(convolutions, config.widths, conditions if config.told else 0)
         self.dense = spectral_norm(nn.Linear(config.widths[-1] * self.GRID**3, config.hidden))
         self.last = spectral_norm(nn.Linear(config.hidden, 1))
 
     def forward(self, image: Tensor, planes: Tensor, acquisition: Tensor) -> Tensor:
         """Verdicts (b,) on images (b, 1, d, h, w)."""
-        x, told = image, embedded(self.embedding, acquisition)
         with parametrize.cached():
-            with torch.autocast(x.device.type, enabled=False):  # norms are found in float32, and then used in any type
+            with torch.autocast(image.device.type, enabled=False):  # norms are found in float32, then used in any type
                 for layer in (*self.convolutions, self.dense, self.last):
                     layer.weight  # noqa: B018
-            for number, convolution in enumerate(self.convolutions):
-                x = convolution(x)
-                if told is not None:
-                    x = self.modulations[number](x, told)
-                x = F.leaky_relu(x, 0.2)
-            x = F.adaptive_avg_pool3d(x, self.GRID).flatten(1)
+            x = F.adaptive_avg_pool3d(self.features(image, acquisition), self.GRID).flatten(1)
             return self.last(F.leaky_relu(self.dense(x), 0.2))[:, 0]
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, embedded
 from CTHarmonizeLib.networks.wgan import WGANConfig
-from CTHarmonizeTraining.training.adversarial import AdversarialStage, AdversarialTraining
+from CTHarmonizeTraining.training.adversarial import AdversarialStage, AdversarialTraining, Critic
 from CTHarmonizeTraining.training.perceptual import Features, load_features
 
 
@@ -26,36 +25,26 @@ class CriticConfig:
     sees_source: bool = False
 
 
-class PatchCritic(nn.Module):
+class PatchCritic(Critic):
     """Six 3x3 convolutions, every second of stride 2, and two dense layers (Yang et al. 2018, figure 2), for 64 x 64
     pixels; of other sizes the last features are averaged to 8 x 8."""
 
     GRID = 8
 
     def __init__(self, config: CriticConfig, planes: int, conditions: int) -> None:
-        super().__init__()
-        self.sees_source = config.sees_source
-        widths = (1 + (planes if self.sees_source else 0), *config.widths)
+        seen, told = (planes, conditions) if config.sees_source else (0, 0)
+        widths = (1 + seen, *config.widths)
         pairs = zip(widths, widths[1:], strict=False)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(one, other, 3, 1 + number % 2, 1) for number, (one, other) in enumerate(pairs)
-        )
-        told = self.sees_source and conditions
-        self.embedding = acquisition_embedding(conditions if told else 0)
-        self.modulations = nn.ModuleList(Modulation(EMBEDDING, width) for width in (config.widths if told else ()))
+        convolutions = (nn.Conv2d(one, other, 3, 1 + number % 2, 1) for number, (one, other) in enumerate(pairs))
+        super().__init__(convolutions, config.widths, told)
+        self.sees_source = config.sees_source
         self.dense = nn.Linear(config.widths[-1] * self.GRID**2, config.hidden)
         self.last = nn.Linear(config.hidden, 1)
 
     def forward(self, image: Tensor, planes: Tensor, acquisition: Tensor) -> Tensor:
         """Verdicts (b,) on images (b, 1, h, w)."""
         x = torch.cat([image, planes], 1) if self.sees_source else image
-        told = embedded(self.embedding, acquisition)
-        for number, convolution in enumerate(self.convolutions):
-            x = convolution(x)
-            if told is not None:
-                x = self.modulations[number](x, told)
-            x = F.leaky_relu(x, 0.2)
-        x = F.adaptive_avg_pool2d(x, self.GRID).flatten(1)
+        x = F.adaptive_avg_pool2d(self.features(x, acquisition), self.GRID).flatten(1)
         return self.last(F.leaky_relu(self.dense(x), 0.2))[:, 0]
 
 

@@ -54,6 +54,24 @@ class Modulation(nn.Module):
         return x * (1 + scale) + shift
 
 
+class ResidualBlock(nn.Module):
+    """Convolutions ``one`` and ``two`` with a skip; between them an ``activation`` and, told of the acquisitions by an
+    ``embedding`` of that width (0: not), a modulation of the ``channels``."""
+
+    def __init__(
+        self, one: nn.Module, two: nn.Module, activation: nn.Module, channels: int, embedding: int
+    ) -> None:
+        super().__init__()
+        self.one, self.two, self.activation = one, two, activation
+        self.modulation = Modulation(embedding, channels) if embedding else None
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        change = self.activation(self.one(x))
+        if self.modulation is not None:
+            change = self.modulation(change, embedding)
+        return x + self.two(change)
+
+
 @dataclass(frozen=True)
 class ImageNetworkConfig(NetworkConfig):
     """What the configurations of all :class:`ImageNetwork` have: ``planes`` of the input; ``conditions``, the length of

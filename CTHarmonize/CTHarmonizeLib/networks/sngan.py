@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from CTHarmonizeLib.networks.conditional import EMBEDDING, Modulation, acquisition_embedding, convert, embedded
+from CTHarmonizeLib.networks.conditional import EMBEDDING, ResidualBlock, acquisition_embedding, convert, embedded
 from CTHarmonizeLib.networks.config import NetworkConfig
 
 _SKIPS = ("none", "nearest", "linear")
@@ -60,21 +60,6 @@ class VolumeGeneratorConfig(NetworkConfig):
         return self.stride * (2 * self.blocks + 5) - 1
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions with a skip, ReLU between, nothing normalised."""
-
-    def __init__(self, channels: int, embedding: int, initial: float) -> None:
-        super().__init__()
-        self.one, self.two = (_convolution(channels, channels, initial) for _ in range(2))
-        self.modulation = Modulation(embedding, channels) if embedding else None
-
-    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        change = F.relu(self.one(x))
-        if self.modulation is not None:
-            change = self.modulation(change, embedding)
-        return x + self.two(change)
-
-
 class VolumeGenerator(nn.Module):
     """Thick slices in, ``ratio`` times as many thin ones out, between the same outer faces.
 
@@ -89,7 +74,7 @@ class VolumeGenerator(nn.Module):
         self.embedding = acquisition_embedding(config.conditions)
         self.first = _convolution(config.planes * cells, channels, initial)
         embedding = EMBEDDING if config.conditions else 0
-        self.blocks = nn.ModuleList(ResidualBlock(channels, embedding, initial) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(_block(channels, embedding, initial) for _ in range(config.blocks))
         self.trunk = _convolution(channels, channels, initial)
         self.thin = _convolution(channels, channels, initial)
         self.last = _convolution(channels, cells, initial)
@@ -126,6 +111,11 @@ class VolumeGenerator(nn.Module):
     def _in_float32(layer: nn.Conv3d, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return layer(x.to(layer.weight.dtype))
+
+
+def _block(channels: int, embedding: int, initial: float) -> ResidualBlock:
+    one, two = (_convolution(channels, channels, initial) for _ in range(2))
+    return ResidualBlock(one, two, nn.ReLU(), channels, embedding)
 
 
 def _convolution(inside: int, outside: int, initial: float) -> nn.Conv3d:

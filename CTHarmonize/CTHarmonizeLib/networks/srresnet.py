@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from CTHarmonizeLib.networks.conditional import EMBEDDING, ImageNetwork, ImageNetworkConfig, Modulation
+from CTHarmonizeLib.networks.conditional import EMBEDDING, ImageNetwork, ImageNetworkConfig, ResidualBlock
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,13 @@ class SRResNetConfig(ImageNetworkConfig):
     outer: int = 9
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a skip."""
-
-    def __init__(self, channels: int, embedding: int) -> None:
-        super().__init__()
-        self.one = nn.Conv2d(channels, channels, 3, padding=1)
-        self.two = nn.Conv2d(channels, channels, 3, padding=1)
-        self.activation = nn.PReLU(channels)
-        self.modulation = Modulation(embedding, channels) if embedding else None
-        for convolution in (self.one, self.two):  # as without normalisation in EDSR and ESRGAN: small residuals
-            nn.init.kaiming_normal_(convolution.weight, a=0.25)
-            convolution.weight.data.mul_(0.3)
-            nn.init.zeros_(convolution.bias)
-
-    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        change = self.activation(self.one(x))
-        if self.modulation is not None:
-            change = self.modulation(change, embedding)
-        return x + self.two(change)
+def _block(channels: int, embedding: int) -> ResidualBlock:
+    convolutions = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
+    for convolution in convolutions:  # as without normalisation in EDSR and ESRGAN: small residuals
+        nn.init.kaiming_normal_(convolution.weight, a=0.25)
+        convolution.weight.data.mul_(0.3)
+        nn.init.zeros_(convolution.bias)
+    return ResidualBlock(*convolutions, nn.PReLU(channels), channels, embedding)
 
 
 class SRResNet(ImageNetwork):
@@ -51,7 +39,7 @@ class SRResNet(ImageNetwork):
         self.widest = 5 * config.channels // config.stride**2
         self.activation = nn.PReLU(config.channels)
         embedding = EMBEDDING if config.conditions else 0
-        self.blocks = nn.ModuleList(ResidualBlock(config.channels, embedding) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(_block(config.channels, embedding) for _ in range(config.blocks))
         self.trunk = nn.Conv2d(config.channels, config.channels, 3, padding=1)
         self.last = nn.Conv2d(config.channels, config.stride**2, config.outer, padding=config.outer // 2)
         nn.init.zeros_(self.last.bias)
