@@ -16,7 +16,7 @@ from CTHarmonizeGui.detector import Detector
 from CTHarmonizeGui.kernelfield import KernelField
 from CTHarmonizeGui.messages import Message, outcome, timeLeft
 from CTHarmonizeGui.process import Clock
-from CTHarmonizeGui.widgets import enable, fill, modelSummary, modelTitle
+from CTHarmonizeGui.widgets import enable, fill, modelSummary, modelTitle, tellName
 from CTHarmonizeLib.errors import CTHarmonizeError
 
 _OUTPUT_SELECTORS = {
@@ -102,6 +102,8 @@ class Panel(VTKObservationMixin):
             aim = self._aim()
             self._showTarget(aim)
             self._showRun(problem, aim)
+            for name in ("inputSelector", *_OUTPUT_SELECTORS.values()):
+                tellName(getattr(self.ui, name))
         finally:
             self._filling = False
 

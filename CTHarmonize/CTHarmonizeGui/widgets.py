@@ -20,12 +20,24 @@ def fill(combo, items: list[tuple[str, str]], current: str | None) -> None:
 
 def enable(widget, enabled: bool, reason: str) -> None:
     """Enable, or disable with the reason for a tool tip (its own comes back)."""
+    own = _ownToolTip(widget)
+    widget.enabled = enabled
+    widget.toolTip = own if enabled else reason
+
+
+def tellName(selector) -> None:
+    """The chosen node's whole name, which a narrow panel cuts off, before the tool tip of an enabled ``selector``."""
+    if selector.enabled:
+        node, own = selector.currentNode(), _ownToolTip(selector)
+        selector.toolTip = f"{node.GetName()}\n{own}" if node else own
+
+
+def _ownToolTip(widget) -> str:
     own = widget.property("ownToolTip")
     if own is None:
         own = widget.toolTip
         widget.setProperty("ownToolTip", own)
-    widget.enabled = enabled
-    widget.toolTip = own if enabled else reason
+    return own
 
 
 def modelTitle(model: Any) -> str:

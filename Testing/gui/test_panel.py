@@ -405,6 +405,22 @@ def test_console(host, widget):
     assert job.state == "failed" and "no such kernel" in job.error and job.error.endswith(".")
 
 
+def test_a_name_that_is_cut_off_stands_in_the_tool_tip(host, widget, volume):
+    from CTHarmonizeGui import phantom, scene
+
+    selector = widget.ui.harmonizedSelector
+    own = selector.toolTip
+    node = phantom.addPhantom(name="LUNG 1.0 Br40 chest low dose follow-up harmonized (medium, 100 %)")
+    node.SetNodeReferenceID(scene.INPUT_ROLE, volume.GetID())
+    selector.setCurrentNode(node)
+    assert selector.toolTip == f"{node.GetName()}\n{own}"
+    assert widget.ui.inputSelector.toolTip.startswith(volume.GetName() + "\n")
+    selector.setCurrentNode(None)
+    assert selector.toolTip == own
+    smooth(widget)
+    assert "no standard deviation" in widget.ui.standardDeviationSelector.toolTip  # why it is disabled comes first
+
+
 def test_narrow(host, widget, volume):
     """At 320 px nothing is cut off."""
     widget.ui.advancedCollapsibleButton.collapsed = False
