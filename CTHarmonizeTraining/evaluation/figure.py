@@ -72,6 +72,7 @@ def draw(
                 low, high = view.level - view.width / 2, view.level + view.width / 2
                 grey = axes.imshow(part, cmap="gray", vmin=low, vmax=high, interpolation="lanczos")
             _scale_bar(axes, part.shape, view.bar, spacing)
+            mark_sides(axes, scans.true.sides)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         row[0].set_ylabel(f"{view.title}\nL {view.level:g}  W {view.width:g} HU", fontsize=9)
@@ -86,6 +87,18 @@ def draw(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def mark_sides(axes, sides: tuple[str, str]) -> None:
+    """Small letters at the left and right edge of an image: the patient's sides."""
+    from matplotlib import patheffects
+
+    outline = [patheffects.withStroke(linewidth=1.5, foreground="black")]  # legible on bright tissue too
+    for letter, x, side in zip(sides, (0.015, 0.985), ("left", "right"), strict=True):
+        axes.text(
+            x, 0.5, letter, transform=axes.transAxes, color="white", fontsize=8, ha=side, va="center",
+            path_effects=outline,
+        )  # fmt: skip
 
 
 def _telling_slice(regions: Regions) -> int:

@@ -45,7 +45,8 @@ class Protocol:
 class TrueSlices:
     """Slices that are scanned: ``hu`` (slices, n, n) with pixels of ``pixel`` mm around the isocentre; ``indices``
     of the slices in their source; ``name`` for people; ``fine``: whether they show detail beyond any kernel's
-    reach (made up, not reconstructed from a patient's scan), so that sharpness can be judged."""
+    reach (made up, not reconstructed from a patient's scan), so that sharpness can be judged; ``sides`` of the patient
+    at the left and right edge."""
 
     name: str
     hu: np.ndarray
@@ -53,6 +54,7 @@ class TrueSlices:
     thickness: float
     indices: tuple[int, ...]
     fine: bool
+    sides: tuple[str, str] = ("R", "L")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def slices_of_ct(path: Path, slices: int | Sequence[int]) -> TrueSlices:
     side = max(hu.shape[1:])
     margins = [((side - size) // 2, side - size - (side - size) // 2) for size in hu.shape[1:]]
     hu = np.pad(hu, ((0, 0), *margins), constant_values=-1000.0)
-    return TrueSlices(Path(path).name, hu, volume.pixel_spacing, float(volume.spacing[2]), indices, fine=False)
+    thickness = float(volume.spacing[2])
+    return TrueSlices(Path(path).name, hu, volume.pixel_spacing, thickness, indices, fine=False, sides=volume.sides)
 
 
 def slices_of_phantoms(

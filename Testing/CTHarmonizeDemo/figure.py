@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from CTHarmonizeDemo.measures import has_lung
 from CTHarmonizeLib.ct.volume import Volume
+from CTHarmonizeTraining.evaluation.figure import mark_sides
 from CTHarmonizeTraining.evaluation.measures import Regions
 
 WINDOWS = {"lung": (-600.0, 1500.0), "bone": (500.0, 2000.0), "soft tissue": (40.0, 400.0)}
@@ -47,6 +48,7 @@ def draw(path: Path, title: str, images: Mapping[str, Volume], where: Regions) -
     size = (left + 4 * _INCH + 3 * gap + right, over + 3 * tall + gap + between + under)
     figure = Figure(figsize=size, dpi=120, facecolor="white")
     FigureCanvasAgg(figure)
+    title = f"{title}; slice {index + 1} of {volume.shape[0]}"
     figure.text(0.5, 1.0 - 0.12 / size[1], title, fontsize=13, ha="center", va="top")
 
     def place(row: int, column: int):
@@ -71,6 +73,7 @@ def draw(path: Path, title: str, images: Mapping[str, Volume], where: Regions) -
                 continue
             else:
                 _colour_bar(axis, axis.imshow(planes[name][crop], cmap="inferno", vmin=0.0, vmax=most))
+            mark_sides(axis, volume.sides)
             if row == 0:
                 none = name == "deviation" and not planes[name].any()
                 axis.set_title("No deviation: one sample" if none else _TITLES[name], fontsize=11, pad=4)

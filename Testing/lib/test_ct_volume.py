@@ -28,6 +28,21 @@ def test_matrix_agrees_with_simpleitk():
     assert np.allclose(volume.ijk_to_ras() @ [3, 4, 2, 1], [-x, -y, z, 1], atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("across", "down", "sides"),
+    [
+        ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), ("R", "L")),
+        ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), ("L", "R")),
+        ((0.96, 0.28, 0.0), (-0.28, 0.96, 0.0), ("R", "L")),
+        ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0), ("A", "P")),
+        ((0.0, 0.0, -1.0), (1.0, 0.0, 0.0), ("S", "I")),
+    ],
+)
+def test_sides_of_the_patient(across, down, sides):
+    matrix = np.stack([across, down, np.cross(across, down)], axis=1)
+    assert chest(direction=tuple(matrix.ravel())).sides == sides
+
+
 def test_crop_stays_in_place():
     volume = chest(origin=(5.0, -6.0, 7.5), direction=OBLIQUE)
     roi = Roi.parse("4:20,2:30,1:3")

@@ -97,6 +97,15 @@ class Volume:
             )
         return mean
 
+    @property
+    def sides(self) -> tuple[str, str]:
+        """The patient's sides at the left and the right edge of a slice: R and L of an axial one as it is read. Of
+        slices that lie otherwise A and P, or I and S."""
+        across = np.reshape(self.direction, (3, 3))[:, 0]
+        axis = int(np.argmax(np.abs(across)))
+        low, high = ("RL", "AP", "IS")[axis]
+        return (low, high) if across[axis] > 0 else (high, low)
+
     def ijk_to_ras(self) -> np.ndarray:
         """(4, 4) float64 matrix from (column, row, slice, 1) to RAS mm."""
         matrix = np.eye(4)
