@@ -14,6 +14,7 @@ from CTHarmonizeLib.device import choose_device, choose_precision
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.request import Request, choose
 from CTHarmonizeTraining.console import say
+from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.evaluation.about import about
 from CTHarmonizeTraining.evaluation.candidates import towards
 from CTHarmonizeTraining.evaluation.perception import available
@@ -33,6 +34,8 @@ def evaluate_volumes(output: Path, stores: Sequence[Path], request: Request, lpi
     """Judge the model in ``request`` on ``stores`` of thin pairs: results.json, results.csv and table.md."""
     output = check_output_folder(output)
     choice = choose(towards(request, "medium", 100.0))
+    for store in stores:
+        PatientStore(store)  # before anything is computed
     if choice.model and "sources" in (trained := choice.model.card["training"]):
         check_test_stores(trained, stores)
     device = choose_device(request.device)

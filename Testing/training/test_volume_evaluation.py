@@ -105,7 +105,7 @@ def test_thin_slices_are_judged_beside_what_needs_no_model(store: Path, tmp_path
     rmse = {name: found["value"] for name, found in judged["rmse"]["clean"].items()}
     assert rmse["mtf-filter"] == pytest.approx(rmse["interpolated"], abs=0.05)
     assert rmse["band-normalization"] < rmse["interpolated"]
-    assert judged["noise"]["target"]["sigma"] == pytest.approx(10.0, rel=0.1)
+    assert judged["noise"]["target"]["sigma"] == pytest.approx(10.0, rel=0.2)
     assert set(judged["seconds_a_slice"]) == set(rmse) and all(judged["seconds_a_slice"].values())
 
     noisy, clean = volume_quality(judged)
@@ -157,6 +157,8 @@ def test_wrong_use_is_one_sentence(store: Path, tmp_path: Path) -> None:
         evaluate(tmp_path / "x", volumes=[store], method="mtf-filter")
     with pytest.raises(InputError, match="either a CT volume, seeds of phantoms, or volumes"):
         evaluate(tmp_path / "x", volumes=[store], phantom=1, method="cnn3d", model=thin)
+    with pytest.raises(InputError, match="holds no measured reconstructions"):
+        evaluate(tmp_path / "x", volumes=[tmp_path / "none.zarr"], method="cnn3d", model=thin)
     trained = {**CARD_LIMITS, "training": {**CARD["training"], "sources": ["phantom:1"]}}
     network = method_named("cnn3d").build(NETWORK.as_dict())
     seen = make_model_folder(tmp_path / "seen", network, method="cnn3d", **trained)
