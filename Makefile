@@ -40,10 +40,12 @@ clean:
 	rm -rf $(VENV) demo-output build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp is made last: what was interrupted is done again.
+# A stamp is made last: what was interrupted is done again. The tests of LPIPS bring their own networks: torchvision, on
+# which it depends, breaks Lightning where its build does not fit torch's.
 $(VENV)/.packages: $(VENV)/.torch pyproject.toml constraints.txt
 	@echo "Installing CTHarmonize and the packages that it needs ..."
 	@$(PIP) install --constraint constraints.txt --editable ".[train,test]"
+	@$(PIP) install --no-deps lpips
 	@if $(BIN)/python -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))"; then \
 	  $(PIP) install --constraint constraints.txt $(PANEL); \
 	else \

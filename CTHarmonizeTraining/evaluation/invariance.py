@@ -109,11 +109,17 @@ def cost_of_samples(volume: Volume, request: Request, samples: int = 16, repeats
     for _ in range(repeats):
         one.append(harmonize(volume, replace(request, samples=1)).report["seconds"]["harmonize"])
         many.append(harmonize(volume, replace(request, samples=samples)).report["seconds"]["harmonize"])
-    machine = f"{processor()}, {_threads(torch.get_num_threads())}, {result.report['precision']}"
-    if result.report["device"] != "cpu":
-        machine = f"{torch.cuda.get_device_name() if torch.cuda.is_available() else result.report['device']}; {machine}"
+    machine = f"{machine_name(torch.device(result.report['device']))}, {result.report['precision']}"
     few, much = statistics.median(one), statistics.median(many)
     return Cost(samples, few, much, much / few, machine)
+
+
+def machine_name(device: torch.device) -> str:
+    """The processor and its threads; before them the ``device``, where that is another one."""
+    machine = f"{processor()}, {_threads(torch.get_num_threads())}"
+    if device.type == "cpu":
+        return machine
+    return f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else device}; {machine}"
 
 
 def processor() -> str:

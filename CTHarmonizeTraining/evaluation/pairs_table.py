@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import CTHarmonizeLib
-import CTHarmonizeTraining.evaluation
-import CTHarmonizeTraining.simulation
 from CTHarmonizeLib import report as lib_report
 from CTHarmonizeLib.ct.acquisition import TRUTH, target_mtf
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.models import Model
 from CTHarmonizeLib.request import Request
-from CTHarmonizeLib.version import __version__
 from CTHarmonizeTraining.console import say
+from CTHarmonizeTraining.evaluation.about import about
 from CTHarmonizeTraining.evaluation.candidates import Candidates
-from CTHarmonizeTraining.evaluation.measures import SCORE_WINDOW, Regions
+from CTHarmonizeTraining.evaluation.measures import Regions
+from CTHarmonizeTraining.evaluation.perception import Lpips, available
 from CTHarmonizeTraining.evaluation.scores import score
 from CTHarmonizeTraining.evaluation.simulated import (
     KERNELS,
@@ -49,6 +47,7 @@ def evaluate(
     output: Path,
     ct: Path | None = None,
     phantom: int | list[int] | None = None,
+    volumes: list[Path] | None = None,
     slices: int | list[int] = 8,
     method: str = "ctflow",
     model: str | None = None,
@@ -65,19 +64,23 @@ def evaluate(
     precision: str = "auto",
     cache: Path | None = None,
     figures: bool = True,
+    lpips: list[str] | None = None,
 ) -> dict:
     """Judge a method on simulated scans: results.json, results.csv, table.md and figures; returns the results.
 
-    Judged are the smooth, medium and sharp kernels that the model's card reaches, or its own where it reaches none.
-    Simulated scans and finished mappings are kept, so that a stopped run goes on and the next model is judged
-    quickly.
+    Judged are the smooth, medium and sharp kernels that the model's card reaches, or its own where it reaches none; of
+    a method that sets no kernel, the mappings that keep it. Simulated scans and finished mappings are kept, so that a
+    stopped run goes on and the next model is judged quickly. A model that makes thin slices of thick ones is judged on
+    volumes, in axial, coronal and sagittal planes.
 
     Args:
         output: folder for the results.
         ct: CT volume whose slices are scanned; or
         phantom: seed or seeds of procedural chests that are scanned, with detail finer than any kernel shows.
+        volumes: for a model that makes thin slices, in place of both: stores of thin pairs. Of the options below only
+            method, model, seed, device, precision and lpips then count.
         slices: how many, evenly spread (of each phantom); or their indices (for phantoms: z in mm).
-        method: what is judged, beside the input and the MTF-ratio filter.
+        method: what is judged, beside the input, the MTF-ratio filter and the frequency bands.
         model: its model folder, or the name of an installed model.
         samples: how many are drawn for mean and deviation.
         temperature: of the samples; the model's default where left out.
@@ -92,17 +95,25 @@ def evaluate(
         precision: auto, float32 or bfloat16.
         cache: folder of the simulated scans; "simulated" in the output folder where left out.
         figures: draw figures.
+        lpips: backbones of LPIPS, alex or vgg; left out where ImageNet's weights cannot be had.
     """
     from CTHarmonizeTraining.evaluation import tables
 
     phantom = [phantom] if isinstance(phantom, int) else phantom
-    if (ct is None) == (not phantom):
-        raise InputError("Give either a CT volume or seeds of phantoms to evaluate on.")
+    if sum(map(bool, (ct, phantom, volumes))) != 1:
+        raise InputError("Give either a CT volume, seeds of phantoms, or volumes to evaluate on.")
+    if volumes:
+        from CTHarmonizeTraining.evaluation.volumes_table import evaluate_volumes
+
+        asked = Request(method=method, model=model, seed=seed, device=device, precision=precision)
+        return evaluate_volumes(output, volumes, asked, lpips or ())
     if samples < 2 or not doses:
         raise InputError("At least two samples and one source dose are needed.")
     output = check_output_folder(output)
     request = Request(method=method, model=model, samples=samples, temperature=temperature, seed=seed)
     candidates = Candidates(replace(request, device=device, precision=precision))
+    if candidates.choice.factor > 1:
+        raise InputError(f"The method {method} makes thin slices of thick ones: give volumes to evaluate it on.")
     if candidates.choice.model and "sources" in (trained := candidates.choice.model.card["training"]):
         check_test_data(trained, ct, phantom)
     named = (TRUTH,) if candidates.choice.method.makes_truth else KERNELS
@@ -115,14 +126,21 @@ def evaluate(
     regions = Regions.of(scans.clean["smooth"], pixel_spacing)
     if not regions.body.any():
         raise InputError("The slices show no body: choose others.")
-    about = _about(scans, candidates)
+    distances = available(lpips or (), candidates.device)
+    facts = _facts(scans, candidates, distances)
     pairs, start = [], time.perf_counter()
-    mappings = [(source, dose, target) for dose in protocol.doses for source in sources for target in targets]
+    mappings = [
+        (source, dose, target)
+        for dose in protocol.doses
+        for source in sources
+        for target in targets
+        if facts["sets_kernel"] or source == target
+    ]
     for number, mapping in enumerate(mappings, start=1):
         shown = figures and mapping[1] == min(protocol.doses) and (mapping[0], mapping[2]) in FIGURES
-        pairs.append(_evaluated(scans, regions, candidates, mapping, output, about, shown))
+        pairs.append(_evaluated(scans, regions, candidates, mapping, output, facts, shown, distances))
         say(f"{number} of {len(mappings)} mappings, {time.perf_counter() - start:.0f} s")
-    results = {**about, "regions": _sizes(regions), "pairs": pairs}
+    results = {**facts, "regions": _sizes(regions), "pairs": pairs}
     write_whole(output / "results.json", lib_report.as_json(results, indent=1))
     write_whole(output / "results.csv", tables.csv(results))
     table = tables.markdown(results)
@@ -171,13 +189,14 @@ def _evaluated(
     candidates: Candidates,
     mapping: Mapping,
     output: Path,
-    about: dict,
+    facts: dict,
     shown: bool,
+    distances: dict[str, Lpips],
 ) -> dict:
     """Scores of one mapping, from an earlier run with the same model, code, scans and settings where there was one."""
     source, dose, target = mapping
     name = f"{source}_{dose:g}_to_{target}"
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
     kept = output / "mappings" / f"{name}-{key}.json"
     figure = output / f"{name}.png"
     if kept.is_file() and (figure.is_file() or not shown):
@@ -187,7 +206,7 @@ def _evaluated(
             pass  # cut short
     volume = scans.volume(scans.sources[source, dose])
     result = candidates.harmonize(volume, source, target, scans.protocol.target_dose, scans.targets[target])
-    scores = score(scans, regions, result, source, dose, target, skin=scans.true.fine)
+    scores = score(scans, regions, result, source, dose, target, scans.true.fine, distances)
     if shown:
         from CTHarmonizeTraining.evaluation.figure import draw
 
@@ -196,13 +215,11 @@ def _evaluated(
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def _about(scans: SimulatedScans, candidates: Candidates) -> dict:
+def _facts(scans: SimulatedScans, candidates: Candidates, distances: dict[str, Lpips]) -> dict:
     """What the results depend on."""
-    choice, true, protocol = candidates.choice, scans.true, scans.protocol
-    card = choice.model.card if choice.model else None
+    true, protocol = scans.true, scans.protocol
     return {
-        "version": __version__,
-        "code": _code(),
+        **about(candidates.request, candidates.choice, candidates.device, candidates.precision, distances),
         "data": {
             "name": true.name,
             "slices": list(true.indices),
@@ -211,25 +228,7 @@ def _about(scans: SimulatedScans, candidates: Candidates) -> dict:
             "content": hashlib.sha256(true.hu.tobytes()).hexdigest(),
         },
         "protocol": {**vars(protocol), "doses": list(protocol.doses), "kernels": list(protocol.kernels)},
-        "method": candidates.request.method,
-        "model": card and {key: card[key] for key in ("name", "version", "weights_sha256", "deviation_factor")},
-        "samples": choice.samples,
-        "temperature": choice.temperature,
-        "seed": candidates.request.seed,
-        "device": str(candidates.device),
-        "precision": str(candidates.precision).removeprefix("torch."),
-        "scores": f"PSNR and SSIM: HU clipped to {SCORE_WINDOW[0]:g}..{SCORE_WINDOW[1]:g}, range "
-        f"{SCORE_WINDOW[1] - SCORE_WINDOW[0]:g} HU, against the noise-free target, inside the body",
     }
-
-
-def _code() -> str:
-    """SHA-256 of what computes the scans, the images and their scores."""
-    digest = hashlib.sha256()
-    for package in (CTHarmonizeLib, CTHarmonizeTraining.evaluation, CTHarmonizeTraining.simulation):
-        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _sizes(regions: Regions) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -9,21 +10,33 @@ import numpy as np
 from CTHarmonizeLib.ct.acquisition import target_mtf
 from CTHarmonizeLib.ct.measure import measure_mtf, measure_noise
 from CTHarmonizeTraining.evaluation import measures
-from CTHarmonizeTraining.evaluation.candidates import ENCODER, FILTER, INPUT, MEAN, SAMPLE, Harmonized
+from CTHarmonizeTraining.evaluation.candidates import ENCODER, INPUT, MEAN, RIVALS, SAMPLE, Harmonized
 from CTHarmonizeTraining.evaluation.measures import Regions
 from CTHarmonizeTraining.evaluation.simulated import SimulatedScans
 
 TARGET = "target"
+
+Distances = Mapping[str, Callable[[np.ndarray, np.ndarray], float | None]]
+"""Perceptual distances of images (slices, rows, columns) in HU, by name."""
+
 _SKIN_SLICES = 5
 
 
 def score(
-    scans: SimulatedScans, regions: Regions, result: Harmonized, source: str, dose: float, target: str, skin: bool
+    scans: SimulatedScans,
+    regions: Regions,
+    result: Harmonized,
+    source: str,
+    dose: float,
+    target: str,
+    skin: bool,
+    distances: Distances,
 ) -> dict:
     """Measures of ``result``, the harmonization of ``scans`` from the kernel ``source`` at ``dose`` to ``target``.
 
-    ``skin``: also measure the MTF at the skin, which takes seconds an image and where slices are all alike is only
-    worth it for made-up ones (a patient's true slices are blurred already).
+    ``distances`` are taken from the noisy target: texture counts, and the noise-free one has none. ``skin``: also
+    measure the MTF at the skin, which takes seconds an image and where slices are all alike is only worth it for
+    made-up ones (a patient's true slices are blurred already).
     """
     noisy, clean = scans.targets[target], scans.clean[target]
     spacing, body = scans.protocol.pixel_spacing, regions.body
@@ -35,7 +48,7 @@ def score(
     }
     compared = {**result.images, TARGET: noisy}
     best = MEAN if MEAN in result.images else ENCODER
-    rivals = [name for name in (INPUT, FILTER, ENCODER) if name != best]
+    rivals = [name for name in (*RIVALS, ENCODER) if name != best and name in result.images]
     scores = {
         "source": source,
         "dose": dose,
@@ -55,13 +68,18 @@ def score(
         },
         "psnr": {name: measures.psnr(image, clean, body) for name, image in result.images.items()},
         "ssim": {name: measures.ssim(image, clean, body) for name, image in result.images.items()},
+        "lpips": {
+            backbone: {name: distance(image, noisy) for name, image in result.images.items()}
+            for backbone, distance in distances.items()
+        },
         "bias": _bias(result, clean, regions),
         "bone": {
             name: asdict(measures.edge_gain(image, clean, regions.bone_edges)) for name, image in compared.items()
         },
-        "noise": {name: _noise(image, spacing) for name, image in compared.items()},
+        "noise": {name: noise(image, spacing) for name, image in compared.items()},
         "sharpness": _sharpness(scans, result, target, skin),
         "seconds_a_slice": result.seconds,
+        "machine": result.machine,
         "redrawn_share": result.redrawn,
     }
     if result.deviation is not None:
@@ -84,7 +102,8 @@ def _bias(result: Harmonized, clean: np.ndarray, regions: Regions) -> dict:
     }
 
 
-def _noise(image: np.ndarray, spacing: float) -> dict | None:
+def noise(image: np.ndarray, spacing: float) -> dict | None:
+    """Deviation in HU and mean frequency in lp/cm, in water-like tissue; None where there is too little of it."""
     found = measure_noise(image, spacing)
     return None if found is None else {"sigma": found.sigma, "mean_frequency": found.mean_frequency}
 

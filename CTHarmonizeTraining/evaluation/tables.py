@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv as csv_module
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from CTHarmonizeLib.ct.acquisition import is_truth
-from CTHarmonizeTraining.evaluation.candidates import COLUMNS, ENCODER, INPUT, MEAN, SAMPLE
+from CTHarmonizeTraining.evaluation.candidates import BANDS, COLUMNS, ENCODER, FILTER, INPUT, MEAN, SAMPLE
 
-_TITLES = {"input": "input", "mtf-filter": "MTF filter", "encoder": "encoder", "sample": "one sample"}
+_TITLES = {FILTER: "MTF filter", BANDS: "frequency bands", SAMPLE: "one sample"}
+KERNEL_KEPT = "The method sets no kernel, so only mappings that keep it are judged."
 _BIAS_GOAL = 1.0  # HU
 
 
@@ -17,7 +18,7 @@ def markdown(results: dict) -> str:
     """Tables of ``results``, as :func:`evaluate` makes them."""
     data, protocol = results["data"], results["protocol"]
     model = results["model"]
-    columns = [name for name in COLUMNS if name in results["pairs"][0]["rmse"]["clean"]]
+    columns = [name for name in COLUMNS if all(name in pair["rmse"]["clean"] for pair in results["pairs"])]
     best = MEAN if MEAN in columns else ENCODER
     who = f"{results['method']}" + (f", model {model['name']} {model['version']}" if model else "")
     lines = [
@@ -27,7 +28,7 @@ def markdown(results: dict) -> str:
         f"of {protocol['pixel_spacing']:g} mm, {protocol['views']} views, {protocol['photons']:.2g} photons at 100 %; "
         f"{results['samples']} samples at temperature {results['temperature']:g}, {results['precision']} on "
         f"{results['device']}. The target's kernel is told, and its noise as measured in it. Intervals: 95 %, "
-        "bootstrap over the slices.",
+        f"bootstrap over the slices.{'' if results['sets_kernel'] else f' {KERNEL_KEPT}'}",
         "",
         "## RMSE in HU inside the body, noisy target",
         "",
@@ -45,6 +46,7 @@ def markdown(results: dict) -> str:
         results["scores"] + ".",
         "",
         *_table(results, columns, lambda pair, name: f"{pair['psnr'][name]:.1f} / {pair['ssim'][name]:.3f}"),
+        *_lpips(results, columns),
         "## Bias in HU against the noise-free target, input -> " + _title(results, best),
         "",
         *_bias(results, best),
@@ -58,7 +60,18 @@ def markdown(results: dict) -> str:
     lines += [f"## Sharpness: f50 in lp/cm against the truth{skin}"]
     lines += ["", *_sharpness(results, columns), "## Bone edges: steepness relative to the noise-free target's", ""]
     lines += _table(results, [*columns, "target"], lambda pair, name: _number(pair["bone"][name]["value"]))
+    lines += ["## Seconds a slice", "", f"{machines(results['pairs'])}.", ""]
+    timed = [name for name in columns if name not in (INPUT, SAMPLE)]
+    lines += _table(results, timed, lambda pair, name: f"{pair['seconds_a_slice'][name]:.2g}")
     return "\n".join(lines)
+
+
+def machines(measured: Iterable[dict]) -> str:
+    """Where the times of the ``measured`` were taken, for people."""
+    found = [*dict.fromkeys(one["machine"] for one in measured)]
+    if len(found) == 1:
+        return f"Times: {found[0]}"
+    return f"Times were taken on several machines, so they do not compare: {'; '.join(found)}"
 
 
 def _title(results: dict, name: str) -> str:
@@ -108,8 +121,17 @@ def _rmse(results: dict, columns: list[str], truth: str) -> list[str]:
     return _table(results, columns, lambda pair, name: _interval(pair["rmse"][truth][name]))
 
 
+def _lpips(results: dict, columns: list[str]) -> list[str]:
+    lines = []
+    for backbone, words in results["lpips"].items():
+        lines += [f"## LPIPS ({backbone})", "", f"{words}. Below: more alike.", ""]
+        lines += _table(results, columns, lambda pair, name, of=backbone: _number(pair["lpips"][of][name], 3))
+    return lines
+
+
 def _difference(results: dict, truth: str) -> list[str]:
-    names = list(results["pairs"][0]["difference"][truth])
+    pairs = results["pairs"]
+    names = [name for name in pairs[0]["difference"][truth] if all(name in pair["difference"][truth] for pair in pairs)]
     return _tables(results, names, lambda pair: [_interval(pair["difference"][truth][name], 2) for name in names])
 
 
@@ -177,8 +199,8 @@ def _sharpness(results: dict, columns: list[str]) -> list[str]:
     return _tables(results, ["wanted", *(_title(results, name) for name in columns), "target"], cells)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def csv(results: dict) -> str:
@@ -201,6 +223,8 @@ def _numbers(pair: dict) -> Iterator[tuple[str, str, dict | float | None]]:
             yield from ((f"{measure}_{truth}", name, entry) for name, entry in pair[measure][truth].items())
     for measure in ("psnr", "ssim"):
         yield from ((measure, name, value) for name, value in pair[measure].items())
+    for backbone, values in pair["lpips"].items():
+        yield from ((f"lpips_{backbone}", name, value) for name, value in values.items())
     for tissue, entries in pair["bias"].items():
         yield from ((f"bias_{tissue}", name, entry) for name, entry in entries.items() if name != "pixels")
     yield from (("bone_edges", name, entry) for name, entry in pair["bone"].items())

@@ -30,9 +30,10 @@ from CTHarmonizeLib.request import Request
 from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.evaluation.calibration import calibrate, output_for, validation_stores
-from CTHarmonizeTraining.evaluation.candidates import towards
+from CTHarmonizeTraining.evaluation.candidates import RIVALS, towards
 from CTHarmonizeTraining.evaluation.invariance import compared
 from CTHarmonizeTraining.evaluation.pairs_table import USUAL_SPACING, evaluate
+from CTHarmonizeTraining.evaluation.quality import not_better, volume_quality
 from CTHarmonizeTraining.evaluation.tables import target_dose
 from CTHarmonizeTraining.evaluation.volumes import judge_volumes
 from CTHarmonizeTraining.simulation.phantom import ChestPhantom
@@ -196,7 +197,8 @@ def export(
         }
         tests = {"ct": ct, "phantom": phantom}
         for store in volumes or ():
-            facts["quality"] += judge_volumes(aside, store, device)
+            for judged in judge_volumes(Request(method=method.method, model=str(aside), device=device), store, {}):
+                facts["quality"] += volume_quality(judged)
         for kind, test in tests.items():
             if test and method.ratio is None:
                 results = evaluate(
@@ -208,6 +210,8 @@ def export(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     say(f"{output}: {told.name} {told.version}, halo {facts['halo']} pixels, {len(facts['quality'])} measured entries")
+    if beaten := sum("not_better_than" in entry for entry in facts["quality"]):
+        say(f"In {beaten} of them it is not better than the input or a classical method: its card says so.")
 
 
 def write_model(weights: dict[str, Tensor], method: Training, facts: dict, folder: str | Path) -> Path:
@@ -236,7 +240,7 @@ def write_model(weights: dict[str, Tensor], method: Training, facts: dict, folde
 
 def quality(results: dict) -> list[dict]:
     """A card's ``quality`` from the ``results`` of an evaluation: an entry for each mapping, with the 95 % interval of
-    its value and, beside it, what the other images have."""
+    its value and, beside it, what the other images have; it names the classical ones that are no worse."""
     data = results["data"]
     entries = []
     for pair in results["pairs"]:
@@ -254,12 +258,18 @@ def quality(results: dict) -> list[dict]:
                 **{key: round(best[key], 2) for key in ("value", "low", "high")},
                 **drawn,
                 **{_COLUMNS.get(name, name): round(of["value"], 2) for name, of in rmse.items()},
+                **not_better(
+                    best["value"], {_COLUMNS[name]: of["value"] for name, of in rmse.items() if name in RIVALS}
+                ),
             }
         )
     return entries
 
 
-_COLUMNS = {"input": "untouched", "mtf-filter": "mtf_filter", "sample": "one_sample"}
+_COLUMNS = {
+    "input": "untouched", "mtf-filter": "mtf_filter", "band-normalization": "band_normalization",
+    "sample": "one_sample",
+}  # fmt: skip
 
 
 def measured_halo(folder: Path, device: str = "auto") -> int:

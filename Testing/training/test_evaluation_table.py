@@ -17,7 +17,7 @@ from CTHarmonizeLib.ct.volume import Roi
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import harmonize
 from CTHarmonizeLib.request import Request
-from CTHarmonizeTraining.evaluation import candidates, pairs_table, simulated
+from CTHarmonizeTraining.evaluation import candidates, pairs_table, perception, simulated
 from CTHarmonizeTraining.evaluation.candidates import Candidates
 from CTHarmonizeTraining.evaluation.invariance import _difference, cost_of_samples, differences
 from CTHarmonizeTraining.evaluation.pairs_table import evaluate
@@ -112,6 +112,8 @@ def test_columns_are_the_engines_own(scans, model):
     np.testing.assert_array_equal(found.deviation, users.standard_deviation.hu)
     linear = harmonize(volume, Request(kernel="smooth", method="mtf-filter", source_kernel="sharp"))
     np.testing.assert_array_equal(found.images["mtf-filter"], linear.mean.hu)
+    bands = harmonize(volume, Request(kernel="smooth", dose=100.0, method="band-normalization", source_kernel="sharp"))
+    np.testing.assert_array_equal(found.images["band-normalization"], bands.mean.hu)
     still = harmonize(volume, Request(
         kernel="smooth", dose=100.0, model=str(model), samples=1, source_kernel="sharp", temperature=0.0))  # fmt: skip
     # An untrained flow adds nothing at temperature zero but the split priors' means, which start at zero.
@@ -141,7 +143,7 @@ def test_a_slice_is_encoded_once(scans, model, monkeypatch):
     run = engine.run
     monkeypatch.setattr(candidates.engine, "run", lambda *given: runs.append(1) or run(*given))
     subject.harmonize(scans.volume(scans.sources["smooth", 10.0]), "smooth", "medium", 100.0)
-    assert len(calls) == 2 and len(runs) == 6  # two slices; filter, encoder and samples of each
+    assert len(calls) == 2 and len(runs) == 6  # filter and bands at once; encoder and samples of two slices
 
 
 def test_evaluate_writes_all_and_resumes(ct, model, tmp_path, monkeypatch, capsys):
@@ -191,11 +193,43 @@ def test_a_method_without_samples_has_its_own_columns(ct, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     pair = results["pairs"][2]
     assert set(pair["rmse"]["clean"]) == {"input", "mtf-filter", "encoder"} and "deviation" not in pair
+    assert any(words.startswith("band-normalization is left out: The volume shows") for words in pair["warnings"])
     assert pair["rmse"]["clean"]["encoder"] == pair["rmse"]["clean"]["mtf-filter"]
 
 
+def test_a_method_of_dose_alone_keeps_the_kernel(ct, tmp_path, monkeypatch):
+    """Its scores, LPIPS against the noisy target among them, and the machine that timed it."""
+    lpips = perception.Lpips(Mean(), "a stand-in", torch.device("cpu"))
+    monkeypatch.setattr(pairs_table, "available", lambda names, device: dict.fromkeys(names, lpips))
+    options = {"slices": 2, "method": "tv", "figures": False, "lpips": ["alex"]}
+    results = evaluate(tmp_path, ct=ct, **options, **SMALL)
+    assert [(pair["source"], pair["target"]) for pair in results["pairs"]] == [
+        ("smooth", "smooth"), ("medium", "medium"), ("sharp", "sharp"),
+    ]  # fmt: skip
+    assert results["lpips"] == {"alex": "a stand-in"} and not results["sets_kernel"]
+    pair = results["pairs"][2]
+    assert set(pair["rmse"]["clean"]) == {"input", "mtf-filter", "band-normalization", "encoder"}
+    assert "encoder - band-normalization" in pair["difference"]["clean"]
+    scans = simulated_scans(slices_of_ct(ct, 2), PROTOCOL, tmp_path / "simulated")
+    shown = [np.clip(scan, -1000.0, 500.0) for scan in (scans.sources["sharp", 10.0], scans.targets["sharp"])]
+    expected = np.mean(np.abs((shown[0] - shown[1]).mean((1, 2)))) / 750.0
+    assert pair["lpips"]["alex"]["input"] == pytest.approx(expected, rel=1e-4)
+    assert set(pair["seconds_a_slice"]) == {"mtf-filter", "band-normalization", "encoder"}
+    assert pair["machine"].endswith("1 thread")
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "so only mappings that keep it are judged" in table and table.count(pair["machine"]) == 1
+    assert "## LPIPS (alex)\n\na stand-in." in table
+
+
+class Mean(torch.nn.Module):
+    """In place of LPIPS: how far the means lie apart."""
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (one.mean() - other.mean()).abs()
+
+
 def test_wrong_use_is_one_sentence(ct, model, tmp_path):
-    with pytest.raises(InputError, match="either a CT volume or seeds"):
+    with pytest.raises(InputError, match="either a CT volume, seeds"):
         evaluate(tmp_path, model=str(model))
     with pytest.raises(InputError, match="between 0 and 2"):
         evaluate(tmp_path, ct=ct, slices=[7], model=str(model), **SMALL)

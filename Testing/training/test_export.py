@@ -352,12 +352,16 @@ def test_a_halo_that_is_too_small_is_found_out(exported: Path, monkeypatch: pyte
 
 
 def test_quality_of_a_deterministic_method_is_its_output() -> None:
+    """And says what of the classical it is no better than."""
     rmse = {
         name: {"value": value, "low": value - 1.0, "high": value + 1.0}
-        for name, value in (("input", 30.0), ("mtf-filter", 20.0), ("encoder", 10.04))
+        for name, value in (("input", 30.0), ("mtf-filter", 20.0), ("band-normalization", 9.0), ("encoder", 10.04))
     }
     pair = {"source": "sharp", "dose": 25.0, "target": "smooth", "target_dose": 100.0, "rmse": {"clean": rmse}}
     (entry,) = quality({"data": {"name": "x", "slices": [1]}, "pairs": [pair]})
     assert (entry["value"], entry["low"], entry["high"]) == (10.04, 9.04, 11.04)
     assert entry["untouched"] == 30.0 and entry["mtf_filter"] == 20.0 and "samples" not in entry
+    assert entry["band_normalization"] == 9.0 and entry["not_better_than"] == ["band_normalization"]
     assert "sharp 25 % to smooth 100 %; output;" in entry["measure"]
+    rmse["band-normalization"]["value"] = 11.0
+    assert "not_better_than" not in quality({"data": {"name": "x", "slices": [1]}, "pairs": [pair]})[0]
