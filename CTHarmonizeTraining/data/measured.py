@@ -102,7 +102,7 @@ class MeasuredPairs(Dataset):
         window = slice(number, number + self.depth * self.averaged), *inside
         # (slices, rows, columns), HU
         seen, wanted = (
-            torch.from_numpy(np.maximum(drawn.set.hu[(which, *window)], LOWEST_HU).astype(np.float32))
+            as_seen(drawn.set.hu[(which, *window)])
             for which in (source, target)
         )
         told = [drawn.set.reconstructions[which].acquisition for which in (source, target)]
@@ -123,6 +123,11 @@ class MeasuredPairs(Dataset):
         if self.observations:
             item["observation"] = turned.lines(torch.from_numpy(drawn.set.observation[number])[None])
         return item
+
+
+def as_seen(hu: np.ndarray) -> Tensor:
+    """Stored HU as networks see them, float32: nothing below air."""
+    return torch.from_numpy(np.maximum(hu, LOWEST_HU).astype(np.float32))
 
 
 def averaged(acquisition: Acquisition, count: int) -> Acquisition:

@@ -19,7 +19,7 @@ import zarr
 from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
-from CTHarmonizeTraining.reconstruction.rays import Rays
+from CTHarmonizeTraining.simulation.rays import Rays
 from CTHarmonizeTraining.simulation.scan import body_mask
 
 KIND = "measured"
@@ -101,13 +101,15 @@ class MatchedSet:
 
 
 class PatientStore:
-    """The matched sets of one patient: ``patient`` and ``sets``; ``layout`` says what they were made from."""
+    """The matched sets of one patient: ``patient`` and ``sets``; ``layout`` says what they were made from, ``source``
+    what was scanned, where the scans were simulated."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         try:
             group = zarr.open_group(os.fspath(path), mode="r")
             self.patient, self.layout = group.attrs["patient"], group.attrs["layout"]
+            self.source = group.attrs.get("source")
             self.sets = [MatchedSet(group[str(number)]) for number in range(group.attrs["sets"])]
         except (KeyError, OSError, TypeError, ValueError) as error:
             raise InputError(f"'{path}' holds no measured reconstructions: {error}") from error

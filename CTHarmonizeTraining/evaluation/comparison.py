@@ -131,7 +131,7 @@ def compare(output: Path, results: Path) -> pd.DataFrame:
     slices = {folder: one for folder, one in read.items() if VOLUMES not in one}
     volumes = {folder: one for folder, one in read.items() if VOLUMES in one}
     _check_same(slices, ("data", "protocol"))
-    _check_same(volumes, (VOLUMES,))
+    _check_same(volumes, (VOLUMES, "thickness"))
     output = check_output_folder(output)
     frame, texts = pd.DataFrame(), []
     if volumes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def evaluate_volumes(output: Path, stores: Sequence[Path], request: Request, lpi
     results = {
         **about(request, choice, device, choose_precision(device, request.precision), distances),
         VOLUMES: [_known_by(store) for store in stores],
+        "thickness": [one["thickness"] for one in judged],
         "sets": judged,
     }
     frame = table([results])
@@ -61,8 +63,9 @@ def evaluate_volumes(output: Path, stores: Sequence[Path], request: Request, lpi
 def _known_by(store: Path) -> dict:
     """What tells a store from another of the same name."""
     group = zarr.open_group(str(store), mode="r")
-    shapes = [list(group[f"{number}/hu"].shape) for number in range(group.attrs["sets"])]
-    return {"name": store.stem, "source": group.attrs.get("source"), "shapes": shapes}
+    values = [np.ascontiguousarray(group[f"{number}/hu"][:]) for number in range(group.attrs["sets"])]
+    content = [hashlib.sha256(hu.tobytes()).hexdigest() for hu in values]
+    return {"name": store.stem, "source": group.attrs.get("source"), "content": content}
 
 
 def table(read: Sequence[dict]) -> pd.DataFrame:

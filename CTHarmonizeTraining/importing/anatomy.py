@@ -13,13 +13,10 @@ from CTHarmonizeLib.ct.io import read_volume, write_nrrd
 from CTHarmonizeLib.ct.volume import Volume, check_ct
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.importing.patient import Patient
+from CTHarmonizeTraining.simulation.rays import LODOPAB_THICKNESS, LODOPAB_WIDTH, MU_AIR, MU_MAX, MU_WATER
 
-MU_WATER, MU_AIR = 20.0, 0.02
-MU_MAX = 3071.0 * (MU_WATER - MU_AIR) / 1000.0 + MU_WATER
-"""Linear attenuation (1/m) that LoDoPaB-CT calls 1: 81.35858, of 3071 HU."""
-
-LODOPAB_PIXEL, LODOPAB_THICKNESS = 260.0 / 362.0, 2.0
-"""mm: all images are taken to be 26 cm wide; their thickness is not told, 2 mm is usual in LIDC."""
+LODOPAB_PIXEL = LODOPAB_WIDTH / 362.0
+"""mm: all images are taken to be 26 cm wide."""
 
 _GROUND_TRUTH = re.compile(r"ground_truth_(train|validation|test)_(\d{3})\.hdf5")
 _LIDC_PATIENT = re.compile(r"LIDC-IDRI-\d{4}", re.IGNORECASE)

@@ -3,6 +3,7 @@ the measurements themselves."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,18 +16,15 @@ from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.data.patient import PatientStore, Reconstruction
 from CTHarmonizeTraining.importing.anatomy import (
-    LODOPAB_THICKNESS,
-    MU_AIR,
-    MU_MAX,
-    MU_WATER,
     lodopab_hu,
     lodopab_patients,
     observation_file,
     read_image,
 )
 from CTHarmonizeTraining.importing.patient import Patient
-from CTHarmonizeTraining.reconstruction.rays import LODOPAB_WIDTH, Rays
+from CTHarmonizeTraining.simulation.measurements import RECORD
 from CTHarmonizeTraining.simulation.projector import Modulation, filtered_back_projection
+from CTHarmonizeTraining.simulation.rays import LODOPAB_THICKNESS, LODOPAB_WIDTH, MU_AIR, MU_MAX, MU_WATER, Rays
 
 KERNEL = 0.5
 """f50 of our filtered back-projection, as a share of the detectors' Nyquist frequency, 7.0 lp/cm: a Hann window's."""
@@ -72,12 +70,23 @@ def to_hu(share: np.ndarray) -> np.ndarray:
     return ((share * MU_MAX - MU_WATER) * 1000.0 / (MU_WATER - MU_AIR) - 0.5).astype(np.float32)
 
 
+def _simulated(folder: Path, name: str) -> dict:
+    """What 'measurements' noted of a patient; nothing of LoDoPaB-CT's own."""
+    path = folder / RECORD
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["patients"][str(int(name.rpartition("-")[2]))]
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise InputError(f"'{path}' is damaged: it does not say what patient {name} is.") from error
+
+
 def _rays(side: int, observation: np.ndarray) -> Rays:
     """Those of observations (..., views, beams)."""
-    views, beams = observation.shape[-2:]
-    if views % 4:
-        raise InputError(f"Observations of {views} views cannot be reconstructed: a multiple of 4 is needed.")
-    return Rays(side, views, beams)
+    try:
+        return Rays(side, *observation.shape[-2:])
+    except ValueError as error:
+        raise InputError(f"These observations cannot be reconstructed. {error}") from error
 
 
 def _f50(rays: Rays) -> float:
@@ -99,7 +108,8 @@ def _write(name: str, places: Sequence[tuple[Path, int]], path: Path) -> list[st
     side = len(truths[0])
     measured = np.stack([read_image(*place) for place in observations])
     images = [reconstructed(measured[start : start + _SLICES], side) for start in range(0, len(measured), _SLICES)]
-    spacing = (LODOPAB_WIDTH / side, LODOPAB_WIDTH / side, LODOPAB_THICKNESS)
+    known = _simulated(places[0][0].parent, name)
+    spacing = (LODOPAB_WIDTH / side, LODOPAB_WIDTH / side, known.get("slice_thickness", LODOPAB_THICKNESS))
     volumes = Volume(np.concatenate(images), spacing), Volume(np.stack(truths), spacing)
     kernel = _f50(_rays(side, measured))
     described = [describe(volumes[0], source_kernel=kernel), describe(volumes[1])]
@@ -112,6 +122,6 @@ def _write(name: str, places: Sequence[tuple[Path, int]], path: Path) -> list[st
         )
         for title, entry in zip((FBP, TRUTH), described, strict=True)
     ]
-    PatientStore.write(path, name, "lodopab-pairs", [(reconstructions, volumes)], observations=measured)
+    PatientStore.write(path, name, "lodopab-pairs", [(reconstructions, volumes)], known.get("source"), measured)
     notes = [f"there is no '{observation_file(Path(file)).name}', so its images were left out." for file in missing]
     return notes + [f"'{entry.name}': {text}" for entry in reconstructions for text in entry.facts["warnings"]]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from CTHarmonizeLib.networks.unet import UNet, UNetConfig
-from CTHarmonizeTraining.reconstruction.rays import RayTransform
+from CTHarmonizeTraining.simulation.rays import RayTransform
 
 PRIOR = UNetConfig(channels=32, depth=3)
 """Of the deep image prior; Baguer et al. tune theirs to each problem."""

@@ -17,10 +17,10 @@ from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.data.splits import stores_for
+from CTHarmonizeTraining.evaluation.invariance import machine_name
 from CTHarmonizeTraining.evaluation.measures import Estimate, estimate
 from CTHarmonizeTraining.files import write_whole
 from CTHarmonizeTraining.reconstruction.figures import draw_images, draw_samples
-from CTHarmonizeTraining.reconstruction.rays import RayTransform
 from CTHarmonizeTraining.reconstruction.reconstructors import (
     Case,
     DeepImagePrior,
@@ -29,11 +29,16 @@ from CTHarmonizeTraining.reconstruction.reconstructors import (
     TotalVariation,
     Trained,
     cases,
+    check_unseen,
     middle,
 )
+from CTHarmonizeTraining.simulation.rays import RayTransform
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 """Numbers of samples of which the mean is judged."""
+
+RESERVED = ("truth", "FBP", "TV", "DIP + TV")
+"""Names that no run may have."""
 
 _TUNED_ON = 4  # validation slices on which a weight is chosen; a deep image prior has one
 
@@ -70,7 +75,12 @@ def reconstruct(
     tests = cases(stores_for(stores, "test"), images, where)
     tuned_on = cases(stores_for(stores, "validation"), _TUNED_ON, where)
     rays = tests[0].rays
+    for run in runs or ():
+        check_unseen(Path(run), stores_for(stores, "test"))
     learned = [Trained(Path(run), rays, where) for run in runs or ()]
+    names = [*RESERVED, *(method.name for method in learned)]
+    if len({*names}) < len(names):
+        raise InputError(f"Runs are told by their folders' names: these are not different, or one of {RESERVED}.")
     side = min([rays.side, *(method.side for method in learned if method.side)])
     transform = RayTransform(rays).to(where)
     methods: list[tuple[Reconstructor, Sequence[Case]]] = [(FilteredBackProjection(tuned_on), tests)]
@@ -82,7 +92,7 @@ def reconstruct(
         methods.append((prior, tests[:: max(1, len(tests) // prior_images)][:prior_images]))
     methods += [(method, tests) for method in learned]
 
-    entries, pictures, curves = [], {"truth": shown(tests[0].truth, side)}, {}
+    entries, pictures, deviations, curves = [], {"truth": shown(tests[0].truth, side)}, {}, {}
     for method, judged in methods:
         say(f"{method.name}: {len(judged)} images")
         drawing = isinstance(method, Trained) and method.draws
@@ -94,11 +104,12 @@ def reconstruct(
                 "psnr": np.mean([[psnr for psnr, _ in scores] for scores, *_ in found], axis=0).tolist(),
                 "ssim": np.mean([[ssim for _, ssim in scores] for scores, *_ in found], axis=0).tolist(),
             }
-            made = [mean for _, mean, _ in found]
-            pictures[f"{method.name}, deviation"] = found[0][2]
+            made = [mean for _, mean, *_ in found]
+            deviations[method.name] = found[0][2]
+            seconds = sum(found_seconds for *_, found_seconds in found) / len(judged)
         else:
             made = [shown(method.image(case), side) for case in judged]
-        seconds = (time.perf_counter() - begun) / len(judged)
+            seconds = (time.perf_counter() - begun) / len(judged)
         scores = [score(image, shown(case.truth, side)) for image, case in zip(made, judged, strict=True)]
         pictures[method.name] = made[0]
         entries.append(
@@ -115,10 +126,16 @@ def reconstruct(
                 ],
             }
         )
-    told = {"rays": asdict(rays), "side": side, "device": where.type, "methods": entries, "samples": curves}
+    machine = machine_name(where)
+    told = {"rays": asdict(rays), "side": side, "machine": machine, "methods": entries, "samples": curves}
     write_whole(output / "reconstruction.json", json.dumps(told, indent=1) + "\n")
     write_whole(output / "table.md", table(told))
-    draw_images(pictures, {entry["method"]: entry["each"][0] for entry in entries}, output / "reconstructions.png")
+    draw_images(
+        pictures,
+        {entry["method"]: entry["each"][0] for entry in entries},
+        output / "reconstructions.png",
+        deviations,
+    )
     if curves:
         draw_samples(curves, output / "samples.png")
     say(f"The table is {output / 'table.md'}.")
@@ -139,18 +156,22 @@ def score(image: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 
 def _means(
     method: Trained, case: Case, count: int, side: int
-) -> tuple[list[tuple[float, float]], np.ndarray, np.ndarray]:
-    """Scores of the means of the first :data:`COUNTS` samples, the mean of all ``count``, and their deviation."""
+) -> tuple[list[tuple[float, float]], np.ndarray, np.ndarray, float]:
+    """Scores of the means of the first :data:`COUNTS` samples, the mean of all ``count``, their deviation, and the
+    seconds that drawing them took."""
     truth, scores = shown(case.truth, side), []
     total, squares = np.zeros_like(truth), np.zeros_like(truth)
+    seconds, begun = 0.0, time.perf_counter()
     for number, sample in enumerate(method.samples(case, count), start=1):
         image = shown(sample, side)
+        seconds += time.perf_counter() - begun
         total += image
         squares += image**2
         if number in COUNTS:
             scores.append(score(total / number, truth))
+        begun = time.perf_counter()
     mean = total / count
-    return scores, mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0) * count / max(1, count - 1))
+    return scores, mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0) * count / max(1, count - 1)), seconds
 
 
 def _estimated(values: Sequence[float]) -> dict:
@@ -167,7 +188,7 @@ def table(told: dict) -> str:
     lines = [
         f"{rays['views']} views of {rays['beams']} beams, images of {told['side']} x {told['side']} pixels, {most} "
         "test images; PSNR and SSIM with the range of each ground truth, means with 95 % intervals over images; "
-        f"seconds an image on {told['device']}.",
+        f"seconds an image: {told['machine']}; filtered back-projection on the processor.",
         "",
         "| method | PSNR, dB | SSIM | seconds | settings |",
         "|---|---|---|---|---|",

@@ -14,26 +14,30 @@ _ERROR = 150.0
 _COLUMNS = 4
 
 
-def draw_images(images: Mapping[str, np.ndarray], scores: Mapping[str, Mapping[str, float]], path: Path) -> None:
+def draw_images(
+    images: Mapping[str, np.ndarray],
+    scores: Mapping[str, Mapping[str, float]],
+    path: Path,
+    deviations: Mapping[str, np.ndarray],
+) -> None:
     """``images`` (side, side) in shares of the largest attenuation, by name, each with its error against ``truth``
-    below it; those called a deviation with their own colours."""
+    below it; then the ``deviations`` of samples."""
     from matplotlib.figure import Figure
 
     names = [name for name in images if name != "truth"]
-    rows = -(-(len(names) + 1) // _COLUMNS)
+    rows = -(-(len(names) + 1 + len(deviations)) // _COLUMNS)
     figure = Figure(figsize=(3.0 * _COLUMNS, 6.4 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(2 * rows, _COLUMNS, squeeze=False)
     for axis in axes.ravel():
         axis.axis("off")
     truth = _hu(images["truth"])
     grey = {"cmap": "gray", "vmin": _LEVEL - _WIDTH / 2, "vmax": _LEVEL + _WIDTH / 2}
-    for number, name in enumerate(["truth", *names]):
-        upper, lower = (axes[2 * (number // _COLUMNS) + k, number % _COLUMNS] for k in (0, 1))
-        if name.endswith("deviation"):
-            spread = upper.imshow(images[name] * (WINDOW[1] - WINDOW[0]), cmap="inferno", vmin=0.0)
-            upper.set_title(name, fontsize=9)
-            figure.colorbar(spread, ax=upper, shrink=0.7, label="HU", location="bottom")
-            continue
+    places = [[axes[2 * (n // _COLUMNS) + k, n % _COLUMNS] for k in (0, 1)] for n in range(rows * _COLUMNS)]
+    for (upper, _), (name, deviation) in zip(places[len(names) + 1 :], deviations.items(), strict=False):
+        spread = upper.imshow(deviation * (WINDOW[1] - WINDOW[0]), cmap="inferno", vmin=0.0)
+        upper.set_title(f"{name}, deviation", fontsize=9)
+        figure.colorbar(spread, ax=upper, shrink=0.7, label="HU", location="bottom")
+    for (upper, lower), name in zip(places, ["truth", *names], strict=False):
         upper.imshow(_hu(images[name]), **grey)
         told = scores.get(name)
         upper.set_title(name + (f"\n{told['psnr']:.1f} dB, SSIM {told['ssim']:.2f}" if told else "\n "), fontsize=9)

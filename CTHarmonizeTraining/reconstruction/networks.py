@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from CTHarmonizeLib.networks.config import NetworkConfig
-from CTHarmonizeTraining.reconstruction.rays import Rays, RayTransform
 from CTHarmonizeTraining.simulation.projector import filter_projections, wide_band_mtf
+from CTHarmonizeTraining.simulation.rays import Rays, RayTransform
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class LearnedGradientDescentConfig(ReconstructionConfig):
     iterations: int = 10
     memory: int = 5
     channels: int = 32
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.memory, self.channels) < 1:
+            raise ValueError("Learned gradient descent needs one iteration, memory and channel or more.")
 
 
 class LearnedGradientDescent(ReconstructionNetwork):
@@ -89,6 +93,10 @@ class LearnedPrimalDualConfig(ReconstructionConfig):
     primal: int = 5
     dual: int = 5
     channels: int = 32
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.dual, self.channels) < 1 or self.primal < 2:
+            raise ValueError("Learned primal-dual needs one iteration, dual and channel or more, and two primals.")
 
 
 class LearnedPrimalDual(ReconstructionNetwork):

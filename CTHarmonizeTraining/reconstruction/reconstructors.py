@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +18,15 @@ from CTHarmonizeLib.ct.mtf import Mtf
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.conditioning import acquisition_vector, to_hu, to_unit
 from CTHarmonizeLib.networks.flow import ConditionalFlow
+from CTHarmonizeTraining.data.measured import as_seen
 from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.importing.observations import FBP, TRUTH, back_projected
 from CTHarmonizeTraining.reconstruction.classical import deep_image_prior, total_variation
-from CTHarmonizeTraining.reconstruction.rays import Rays, RayTransform
 from CTHarmonizeTraining.reconstruction.training import WINDOW
+from CTHarmonizeTraining.simulation.rays import Rays, RayTransform
 from CTHarmonizeTraining.training import settings
+from CTHarmonizeTraining.training.fit import RECORD
+from CTHarmonizeTraining.training.perceptual import FeaturesTraining
 
 FBP_F50 = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 """f50 of a filtered back-projection that are tried, as shares of the beams' Nyquist frequency."""
@@ -29,6 +34,9 @@ FBP_F50 = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 TV_WEIGHTS = tuple(float(f"{weight:.3g}") for weight in np.geomspace(1e-4, 1e-2, 9))
 PRIOR_WEIGHTS = TV_WEIGHTS[:6:2]
 """Weights of the total variation that are tried."""
+
+HALF_HU = 0.5 / (WINDOW[1] - WINDOW[0])
+"""Stores have LoDoPaB-CT's HU rounded down: half a HU less, in the mean, than the measurements hold."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Case:
     @property
     def seed(self) -> int:
         """Of what is drawn for it."""
-        return int(np.frombuffer(self.name.encode(), np.uint8).astype(np.int64).cumsum()[-1])
+        return zlib.crc32(self.name.encode())
 
 
 def cases(stores: Sequence[Path], count: int, device: torch.device) -> list[Case]:
@@ -65,7 +73,7 @@ def cases(stores: Sequence[Path], count: int, device: torch.device) -> list[Case
     for name, entry, pair, index in (places[number] for number in chosen):
         told = (entry.reconstructions[which].acquisition for which in pair)
         fbp, truth = (
-            to_unit(torch.from_numpy(entry.hu[which, index].astype(np.float32)), WINDOW)[None, None].to(device)
+            to_unit(as_seen(entry.hu[which, index]), WINDOW)[None, None].to(device)
             for which in pair
         )
         observation = torch.from_numpy(entry.observation[index])[None, None].to(device)
@@ -94,8 +102,8 @@ class FilteredBackProjection(Reconstructor):
     name = "FBP"
 
     def __init__(self, validation: Sequence[Case]) -> None:
-        self.share = best(FBP_F50, validation, self._image)
-        self.settings = f"f50 at {self.share:g} of the beams' Nyquist frequency"
+        self.share, end = best(FBP_F50, validation, self._image)
+        self.settings = f"f50 at {self.share:g} of the beams' Nyquist frequency{end}"
 
     def image(self, case: Case) -> Tensor:
         return self._image(case, self.share)
@@ -104,7 +112,7 @@ class FilteredBackProjection(Reconstructor):
     def _image(case: Case, share: float) -> Tensor:
         mtf = Mtf.from_points(share * 5.0 / case.rays.geometry.pitch).limited_to(case.rays.grid.pixel)
         image = back_projected(case.observation[0].cpu().numpy(), case.rays, mtf)
-        return torch.from_numpy(image.astype(np.float32))[None].to(case.fbp)
+        return torch.from_numpy(image.astype(np.float32))[None].to(case.fbp) - HALF_HU
 
 
 class TotalVariation(Reconstructor):
@@ -114,14 +122,14 @@ class TotalVariation(Reconstructor):
 
     def __init__(self, transform: RayTransform, validation: Sequence[Case]) -> None:
         self.transform = transform
-        self.weight = best(TV_WEIGHTS, validation, self._image)
-        self.settings = f"weight {self.weight:g}"
+        self.weight, end = best(TV_WEIGHTS, validation, self._image)
+        self.settings = f"weight {self.weight:g}{end}"
 
     def image(self, case: Case) -> Tensor:
         return self._image(case, self.weight)
 
     def _image(self, case: Case, weight: float) -> Tensor:
-        return total_variation(case.observation, self.transform, weight)
+        return total_variation(case.observation, self.transform, weight) - HALF_HU
 
 
 class DeepImagePrior(Reconstructor):
@@ -131,22 +139,26 @@ class DeepImagePrior(Reconstructor):
 
     def __init__(self, transform: RayTransform, validation: Sequence[Case], iterations: int) -> None:
         self.transform, self.iterations = transform, iterations
-        self.weight = best(PRIOR_WEIGHTS, validation, self._image)
-        self.settings = f"{iterations} iterations, weight {self.weight:g}"
+        self.weight, end = best(PRIOR_WEIGHTS, validation, self._image)
+        self.settings = f"{iterations} iterations, weight {self.weight:g}{end}"
 
     def image(self, case: Case) -> Tensor:
         return self._image(case, self.weight)
 
     def _image(self, case: Case, weight: float) -> Tensor:
-        return deep_image_prior(case.observation, self.transform, weight, self.iterations, seed=0)
+        return deep_image_prior(case.observation, self.transform, weight, self.iterations, seed=0) - HALF_HU
 
 
-def best(values: Sequence[float], validation: Sequence[Case], image: Callable[[Case, float], Tensor]) -> float:
-    """The one of ``values`` whose images of ``validation`` have the least squared error."""
+def best(
+    values: Sequence[float], validation: Sequence[Case], image: Callable[[Case, float], Tensor]
+) -> tuple[float, str]:
+    """The one of ``values`` whose images of ``validation`` have the least squared error; and what to say where it is
+    the first or the last of them."""
     def error(value: float) -> float:
         return sum(float((image(case, value) - case.truth).square().mean()) for case in validation)
 
-    return min(values, key=error)
+    chosen = min(values, key=error)
+    return chosen, " (an end of what was tried)" if chosen in (values[0], values[-1]) else ""
 
 
 class Trained(Reconstructor):
@@ -157,9 +169,13 @@ class Trained(Reconstructor):
         self.method, network = settings.trained(run)
         if self.method.rays not in (None, rays):
             raise InputError(f"'{run}' was trained along other rays than those of the measurements.")
+        if self.method.planes != 1 or self.method.ratio is not None or isinstance(self.method, FeaturesTraining):
+            raise InputError(f"The network in '{run}' does not make an image of one image: it cannot reconstruct.")
         self.network = network.to(device)
         self.window = getattr(self.method, "intensity_window", WINDOW)
         self.side = getattr(self.network.config, "dense_size", None)
+        if self.side is not None and self.side > rays.side:
+            raise InputError(f"The network in '{run}' makes images of {self.side} pixels; these have {rays.side}.")
         count = sum(parameter.numel() for parameter in self.network.parameters())
         self.settings = f"{type(self.network).__name__}, {count / 1e6:.2g} million parameters"
 
@@ -189,8 +205,6 @@ class Trained(Reconstructor):
 
     def _planes(self, case: Case) -> tuple[Tensor, int]:
         """The network's input, padded to what it needs, and the side of what counts of its output."""
-        if self.network.config.planes != 1:
-            raise InputError(f"'{self.name}' wants {self.network.config.planes} planes; reconstructions are one.")
         hu = to_hu(case.fbp, WINDOW)
         if self.side is not None:
             hu = middle(hu, self.side)
@@ -200,6 +214,16 @@ class Trained(Reconstructor):
 
     def _share(self, image: Tensor) -> Tensor:
         return to_unit(to_hu(image.float(), self.window), WINDOW)
+
+
+def check_unseen(run: Path, stores: Sequence[Path]) -> None:
+    """Raise InputError where the training in ``run`` has read one of ``stores``, or what one of them shows."""
+    record = json.loads(settings.of_run(run, RECORD).read_text(encoding="utf-8"))
+    read = [*record["stores"], *record["validation"]]
+    paths, sources = {entry["path"] for entry in read}, {entry.get("source") for entry in read} - {None}
+    for store in stores:
+        if str(store.absolute()) in paths or PatientStore(store).source in sources:
+            raise InputError(f"'{run}' was trained or validated on '{store.name}': it cannot be judged on it.")
 
 
 def middle(image: Tensor, side: int) -> Tensor:

@@ -20,7 +20,7 @@ from CTHarmonizeTraining.reconstruction.networks import (
     LearnedPrimalDualConfig,
     ReconstructionConfig,
 )
-from CTHarmonizeTraining.reconstruction.rays import Rays
+from CTHarmonizeTraining.simulation.rays import Rays
 from CTHarmonizeTraining.training.base import StageConfig, Training
 from CTHarmonizeTraining.training.image import RegressionStage
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +18,17 @@ from CTHarmonizeLib.ct.io import read_volume
 from CTHarmonizeLib.ct.volume import Volume, check_ct
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
+from CTHarmonizeLib.version import __version__
 from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.files import write_whole
-from CTHarmonizeTraining.importing.anatomy import MU_AIR, MU_MAX, MU_WATER
-from CTHarmonizeTraining.reconstruction.rays import Rays
 from CTHarmonizeTraining.simulation.phantom import HEIGHT, ChestPhantom
 from CTHarmonizeTraining.simulation.projector import forward_project
+from CTHarmonizeTraining.simulation.rays import LODOPAB_THICKNESS, MU_AIR, MU_MAX, MU_WATER, Rays
 from CTHarmonizeTraining.simulation.scan import seeded_generator
 from CTHarmonizeTraining.simulation.subject import check
+
+RECORD = "measurements.json"
+"""What was scanned and how: LoDoPaB-CT has no such file."""
 
 FILE_IMAGES = 128
 """Images in one of the collection's files."""
@@ -56,7 +62,7 @@ def measurements(
     'ctharmonize-train import lodopab-pairs' reads the folder, as it reads the collection.
 
     Args:
-        output: folder for the files; it must not hold such files yet.
+        output: new or empty folder for the files; it appears when all is done.
         phantoms: how many procedural chests, each a patient.
         first: seed of the first of them.
         ct: CT volumes beside the phantoms, each a patient.
@@ -75,22 +81,34 @@ def measurements(
     if min(phantoms, first, seed) < 0:
         raise InputError("Numbers of phantoms and seeds are 0 or more.")
     output = check_output_folder(output)
-    if next(output.glob("*.hdf5"), None):
-        raise InputError(f"'{output}' holds measurements already: choose another folder.")
+    if output.exists() and any(output.iterdir()):
+        raise InputError(f"'{output}' is not empty: choose another folder.")
     rays = Rays(side, views, beams)
-    patients: list[Callable[[], Iterator[np.ndarray]]] = [
-        *(_of_phantom(first + number, slices, rays) for number in range(phantoms)),
-        *(_of_volume(Path(path), slices, rays) for path in ct or []),
+    patients = [
+        *(_Phantom(first + number) for number in range(phantoms)),
+        *(_Volume(Path(path)) for path in ct or []),
     ]
     if len(patients) < len(_PARTS):
         raise InputError(f"{len(patients)} patients are too few for {', '.join(_PARTS)}: give {len(_PARTS)} or more.")
     order = np.random.default_rng(seed).permutation(len(patients))
     counts = {part: max(1, round(share * len(patients))) for part, share in _PARTS.items()}
     counts["train"] = len(patients) - counts["validation"] - counts["test"]
-    start = 0
-    for part, count in counts.items():
-        _write_part(output, part, [(int(n), patients[n]) for n in order[start : start + count]], rays, photons, seed)
-        start += count
+    partial = output.with_name(f".{output.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        start, facts = 0, {}
+        for part, count in counts.items():
+            chosen = {int(number): patients[number] for number in order[start : start + count]}
+            facts |= _write_part(partial, part, chosen, slices, rays, photons, seed)
+            start += count
+        told = {"version": __version__, **asdict(rays), "photons": photons, "slices": slices, "seed": seed}
+        write_whole(partial / RECORD, json.dumps({**told, "patients": facts}, indent=1) + "\n")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.exists():
+            output.rmdir()
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def observed(truth: Tensor, rays: Rays, photons: float, generator: torch.Generator) -> Tensor:
@@ -109,20 +127,24 @@ def observed(truth: Tensor, rays: Rays, photons: float, generator: torch.Generat
 def _write_part(
     output: Path,
     part: str,
-    patients: list[tuple[int, Callable[[], Iterator[np.ndarray]]]],
+    patients: Mapping[int, _Phantom | _Volume],
+    slices: int,
     rays: Rays,
     photons: float,
     seed: int,
-) -> None:
-    """Files of up to :data:`FILE_IMAGES` images, and the patients' numbers."""
+) -> dict[str, dict]:
+    """Files of up to :data:`FILE_IMAGES` images, and the patients' numbers; returns what is known of each patient."""
+    facts: dict[str, dict] = {}
     numbers: list[int] = []
     truths: list[np.ndarray] = []
     seen: list[np.ndarray] = []
     files = 0
-    for number, images in patients:
+    for number, patient in patients.items():
         random = np.random.default_rng((seed, number))
         generator = seeded_generator("cpu", seed, number)
-        for image in images():
+        hus, pixel, thickness = patient.slices(slices, rays)
+        facts[str(number)] = {"source": patient.name, "slice_thickness": thickness}
+        for image in (cut(hu, pixel, rays, random) for hu in hus):
             # as the collection's authors made their ground truth of whole HU
             hu = np.rint(image) + random.uniform(0.0, 1.0, image.shape)
             share = np.clip((hu * (MU_WATER - MU_AIR) / 1000.0 + MU_WATER) / MU_MAX, 0.0, 1.0).astype(np.float32)
@@ -136,6 +158,7 @@ def _write_part(
     if truths:
         _write_file(output, part, files, truths, seen)
     write_whole(output / f"patient_ids_rand_{part}.csv", "".join(f"{number}\n" for number in numbers))
+    return facts
 
 
 def _write_file(output: Path, part: str, number: int, truths: list[np.ndarray], seen: list[np.ndarray]) -> None:
@@ -154,41 +177,54 @@ def _write_file(output: Path, part: str, number: int, truths: list[np.ndarray], 
             raise CannotRunError(f"'{path}' cannot be written: {error}.") from error
 
 
-def _of_phantom(seed: int, slices: int, rays: Rays) -> Callable[[], Iterator[np.ndarray]]:
-    """HU (side, side) of slices of a procedural chest, each pixel the mean of what it covers."""
+@dataclass(frozen=True)
+class _Phantom:
+    """A procedural chest."""
 
-    def images() -> Iterator[np.ndarray]:
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"phantom:{self.seed}"
+
+    def slices(self, count: int, rays: Rays) -> tuple[Iterator[np.ndarray], float, float]:
+        """``count`` slices in HU (n, n), their pixel size and their thickness in mm."""
         pixel = max(0.4, rays.grid.pixel / 2.5)
-        chest = ChestPhantom(seed, pixel, 2 * round(200.0 / pixel))
-        random = np.random.default_rng((seed, 7))
-        for z in (np.arange(slices) + 0.5) * HEIGHT / slices:
-            yield _cut(chest.slice(float(z), 2.0), pixel, rays, random)
-
-    return images
+        chest = ChestPhantom(self.seed, pixel, 2 * round(200.0 / pixel))
+        places = (np.arange(count) + 0.5) * HEIGHT / count
+        return (chest.slice(float(z), LODOPAB_THICKNESS) for z in places), pixel, LODOPAB_THICKNESS
 
 
-def _of_volume(path: Path, slices: int, rays: Rays) -> Callable[[], Iterator[np.ndarray]]:
-    volume: Volume = read_volume(path)
-    check_ct(volume)
+@dataclass(frozen=True)
+class _Volume:
+    """The CT volume at a path."""
 
-    def images() -> Iterator[np.ndarray]:
-        random = np.random.default_rng(7)
-        chosen = np.unique(np.linspace(0, len(volume.hu) - 1, slices).round().astype(int))
-        for hu in volume.hu[chosen]:
-            yield _cut(np.maximum(hu.astype(np.float32), -1000.0), volume.pixel_spacing, rays, random)
+    path: Path
 
-    return images
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def slices(self, count: int, rays: Rays) -> tuple[Iterator[np.ndarray], float, float]:
+        """As those of a :class:`_Phantom`; raises InputError where this is no CT volume."""
+        volume: Volume = read_volume(self.path)
+        check_ct(volume)
+        chosen = np.unique(np.linspace(0, len(volume.hu) - 1, count).round().astype(int))
+        images = (np.maximum(hu.astype(np.float32), -1000.0) for hu in volume.hu[chosen])
+        return images, volume.pixel_spacing, volume.spacing[2]
 
 
-def _cut(hu: np.ndarray, pixel: float, rays: Rays, random: np.random.Generator) -> np.ndarray:
-    """The middle of a slice, ``rays.width`` wide, near its centre, on the images' pixels."""
-    wanted = round(rays.width / pixel)
-    margin = max(0, -(-(wanted - min(hu.shape)) // 2)) + round(_SHIFT_MM / pixel)
-    padded = np.pad(hu, margin, constant_values=-1000.0)
-    shift = random.uniform(-_SHIFT_MM, _SHIFT_MM, 2) / pixel
-    row, column = (
-        int(np.clip(round((size - wanted) / 2 + by), 0, size - wanted))
-        for size, by in zip(padded.shape, shift, strict=True)
-    )
-    part = torch.from_numpy(padded[row : row + wanted, column : column + wanted].astype(np.float32))
-    return F.adaptive_avg_pool2d(part[None, None], rays.side)[0, 0].numpy()
+def cut(hu: np.ndarray, pixel: float, rays: Rays, random: np.random.Generator) -> np.ndarray:
+    """HU (side, side) of a slice (rows, columns) with pixels of ``pixel`` mm, ``rays.width`` wide, near its middle:
+    each pixel the mean of what it covers, air where there is nothing."""
+    middle = np.array(hu.shape) * pixel / 2.0 + random.uniform(-_SHIFT_MM, _SHIFT_MM, 2)
+    edges = (np.linspace(-0.5, 0.5, rays.side + 1) * rays.width)[:, None] + middle
+    rows, columns = (_shares(edges[:, axis] / pixel, size) for axis, size in enumerate(hu.shape))
+    return rows @ (hu.astype(np.float64) + 1000.0) @ columns.T - 1000.0
+
+
+def _shares(edges: np.ndarray, count: int) -> np.ndarray:
+    """How much of each interval between ``edges`` lies in each of ``count`` unit cells: (intervals, count)."""
+    cells = np.arange(count)
+    covered = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    return covered.clip(0.0) / (edges[1:] - edges[:-1])[:, None]

@@ -220,7 +220,7 @@ class Training(ABC):
     """Of methods of volumes: target slices for each source slice."""
 
     rays: object | None = None
-    """Of methods that read measurements: the :class:`~CTHarmonizeTraining.reconstruction.rays.Rays` of these. (Types of
+    """Of methods that read measurements: the :class:`~CTHarmonizeTraining.simulation.rays.Rays` of these. (Types of
     this class's entries are looked up in its subclasses' modules.)"""
 
     halved: tuple[str, ...] = ("",)

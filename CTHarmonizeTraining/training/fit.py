@@ -30,7 +30,8 @@ from CTHarmonizeTraining.data.pairs import PairDataset, weights_of
 from CTHarmonizeTraining.data.patient import PatientStore
 from CTHarmonizeTraining.data.splits import Splits, stores_for
 from CTHarmonizeTraining.files import write_whole
-from CTHarmonizeTraining.reconstruction.rays import Rays
+from CTHarmonizeTraining.importing.observations import FBP, TRUTH
+from CTHarmonizeTraining.simulation.rays import Rays
 from CTHarmonizeTraining.simulation.scenes import SceneStore
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import Training
@@ -182,6 +183,8 @@ def _check_rays(rays: Rays, data: DataConfig, stores: Sequence[Path]) -> None:
     """Raise InputError where the network's rays are not those of the measurements in ``stores``."""
     if data.size != rays.side:
         raise InputError(f"Measurements belong to whole images: give a data.size of {rays.side}, not {data.size}.")
+    if tuple(data.measured.series) != (FBP, TRUTH):
+        raise InputError(f"Measurements lead to the ground truth: give data.measured.series [{FBP}, {TRUTH}].")
     for path in stores:
         for entry in PatientStore(path).sets:
             if entry.rays is None:

@@ -29,10 +29,10 @@ from CTHarmonizeTraining.reconstruction.networks import (
     LearnedPrimalDual,
     LearnedPrimalDualConfig,
 )
-from CTHarmonizeTraining.reconstruction.rays import Rays, RayTransform
 from CTHarmonizeTraining.reconstruction.training import WINDOW, LearnedPrimalDualTraining
-from CTHarmonizeTraining.simulation.measurements import measurements, observed
+from CTHarmonizeTraining.simulation.measurements import cut, measurements, observed
 from CTHarmonizeTraining.simulation.projector import forward_project
+from CTHarmonizeTraining.simulation.rays import Rays, RayTransform
 from CTHarmonizeTraining.training.base import StageConfig
 from CTHarmonizeTraining.training.cinn import CINNTraining
 from CTHarmonizeTraining.training.fit import fit
@@ -173,7 +173,7 @@ def test_learned_gradient_descent_is_the_papers_and_starts_near_the_back_project
     image = blobs(SMALL)
     lines = network.transform(image) * network.transform.unit
     with torch.no_grad():
-        assert (network(lines, image) - image).abs().max() < 0.2
+        assert (network(lines, image) - image).abs().max() < 0.15 * image.max()
 
 
 def test_iradonmap_starts_as_a_filtered_back_projection() -> None:
@@ -221,7 +221,7 @@ def test_measurements_have_the_collections_layout_and_noise(tmp_path) -> None:
     assert truth.shape == (2, 64, 64) and observation.shape == (2, 32, 91)
     assert truth.dtype == observation.dtype == np.float32 and 0.0 <= truth.min() and truth.max() <= 1.0
     assert (tmp_path / "in" / "patient_ids_rand_train.csv").read_text().split() in (["0"] * 2, ["1"] * 2, ["2"] * 2)
-    with pytest.raises(InputError, match="already"):
+    with pytest.raises(InputError, match="not empty"):
         measurements(tmp_path / "in", phantoms=3, slices=1, side=64, views=32, beams=91)
 
     import_collection("lodopab-pairs", tmp_path / "in", tmp_path / "stores")
@@ -229,8 +229,10 @@ def test_measurements_have_the_collections_layout_and_noise(tmp_path) -> None:
     matched = PatientStore(store).sets[0]
     assert np.array_equal(matched.observation[:], observation)
     fbp, true = (matched.hu[which].astype(float) for which in (0, 1))
-    inside = (true > -100) & (true < 200)
-    assert abs((fbp - true)[inside].mean()) < 30.0 and np.corrcoef(fbp.ravel(), true.ravel())[0, 1] > 0.9
+    assert abs((fbp - true).mean()) < 6.0 and np.corrcoef(fbp.ravel(), true.ravel())[0, 1] > 0.9
+    record = json.loads((tmp_path / "in" / "measurements.json").read_text())
+    (number,) = {*(tmp_path / "in" / "patient_ids_rand_train.csv").read_text().split()}
+    assert PatientStore(store).source == record["patients"][number]["source"] == f"phantom:{int(number) + 1}"
 
     pairs = MeasuredPairs([store], 4, 64, 1, series=("FBP", "truth"), body_share=0.0, observations=True)
     item = pairs[0]
@@ -239,6 +241,22 @@ def test_measurements_have_the_collections_layout_and_noise(tmp_path) -> None:
     share = (item["target"][None] + 1001.0) / 4072.0
     lines = transform(share) * transform.unit
     assert torch.corrcoef(torch.stack((lines.flatten(), item["observation"].flatten())))[0, 1] > 0.995
+
+
+def test_each_pixel_is_the_mean_of_what_it_covers() -> None:
+    rays = Rays(64, 32, 91)
+    hu = np.random.default_rng(0).uniform(-1000, 500, (300, 320))
+    image = cut(hu, 1.0, rays, np.random.default_rng(1))
+    assert image.shape == (64, 64)
+    shift = np.random.default_rng(1).uniform(-20.0, 20.0, 2)
+    fine = np.repeat(np.repeat(hu, 20, 0), 20, 1)  # pixels of 0.05 mm
+    first = [round((n / 2 + s - 130.0) * 20) for n, s in zip(hu.shape, shift, strict=True)]
+    part = fine[first[0] : first[0] + 5200, first[1] : first[1] + 5200]
+    edges = np.round(np.arange(65) * 5200 / 64).astype(int)
+    sums = np.add.reduceat(np.add.reduceat(part, edges[:-1], 0), edges[:-1], 1)
+    means = sums / np.outer(np.diff(edges), np.diff(edges))
+    assert np.abs(image - means).max() < 12.0 and np.abs(image - means).mean() < 2.0
+    assert cut(np.full((100, 100), 40.0), 1.0, rays, np.random.default_rng(1))[0, 0] == -1000.0
 
 
 def test_observations_are_as_noisy_as_their_photons_say() -> None:
@@ -309,6 +327,9 @@ def test_what_does_not_fit_is_refused_in_one_sentence(stores, tmp_path) -> None:
     with pytest.raises(InputError, match="data.size of 64"):
         fit(stores, tmp_path / "a", replace(other, network=LearnedPrimalDualConfig(rays=RAYS)),
             replace(DATA, size=32), machine=CPU)  # fmt: skip
-    with pytest.raises(InputError, match="no config.yaml"):
+    with pytest.raises(InputError, match="series"):
+        fit(stores, tmp_path / "a", replace(other, network=LearnedPrimalDualConfig(rays=RAYS)),
+            replace(DATA, measured=MeasuredOptions(body_share=0.0)), machine=CPU)  # fmt: skip
+    with pytest.raises(InputError, match="no training.json"):
         reconstruct(stores, tmp_path / "out", [tmp_path / "none"], prior_images=0)
     assert not (tmp_path / "a").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 
@@ -14,6 +15,13 @@ from CTHarmonizeTraining.simulation.projector import Geometry, Grid
 
 LODOPAB_WIDTH = 260.0
 """Side of LoDoPaB-CT's images, mm."""
+
+LODOPAB_THICKNESS = 2.0
+"""mm: it is not told, 2 mm is usual in LIDC."""
+
+MU_WATER, MU_AIR = 20.0, 0.02
+MU_MAX = 3071.0 * (MU_WATER - MU_AIR) / 1000.0 + MU_WATER
+"""Linear attenuation (1/m) that LoDoPaB-CT calls 1: 81.35858, of 3071 HU."""
 
 _NO_APERTURE = 1e-6  # mm: its rays have no width
 
@@ -31,6 +39,13 @@ class Rays:
     beams: int = 513
     width: float = LODOPAB_WIDTH
 
+    def __post_init__(self) -> None:
+        if self.views < 4 or self.views % 4 or min(self.side, self.beams) < 8 or not self.width > 0.0:
+            raise ValueError(
+                f"Rays need a multiple of 4 views, and 8 pixels and beams or more, not {self.views} views of "
+                f"{self.beams} beams for {self.side} pixels of {self.width:g} mm in all."
+            )
+
     @property
     def geometry(self) -> Geometry:
         """For our projector and filtered back-projection, which read a multiple of 4 views."""
@@ -47,8 +62,8 @@ class RayTransform(nn.Module):
     norm near 1; :attr:`unit`: the metres that one of them stands for.
 
     Joseph's method (IEEE Trans. Med. Imaging 1, 1982): along the axis that a ray follows, an image is interpolated
-    linearly once a row or column. The weights are kept as a sparse matrix and its transpose, 2 * side a ray: 66 MB
-    each for 128 pixels and 180 views, 3 GB for LoDoPaB-CT's full size.
+    linearly once a row or column. The weights are kept as a sparse matrix and its transpose, up to 2 * side a ray:
+    43 MB each for 128 pixels and 180 views, some 2 GB for LoDoPaB-CT's full size. Copies share them.
     """
 
     def __init__(self, rays: Rays) -> None:
@@ -67,6 +82,11 @@ class RayTransform(nn.Module):
             self.register_buffer(f"{name}_rows", torch.as_tensor(part.indptr, dtype=kind), persistent=False)
             self.register_buffer(f"{name}_columns", torch.as_tensor(part.indices, dtype=kind), persistent=False)
             self.register_buffer(f"{name}_weights", torch.from_numpy(part.data.astype(np.float32)), persistent=False)
+
+    def __deepcopy__(self, memo: dict) -> RayTransform:
+        same = copy.copy(self)
+        same._buffers = dict(self._buffers)
+        return same
 
     @property
     def matrix(self) -> Tensor:
