@@ -112,14 +112,24 @@ def test_columns_are_the_engines_own(scans, model):
     np.testing.assert_array_equal(found.deviation, users.standard_deviation.hu)
     linear = harmonize(volume, Request(kernel="smooth", method="mtf-filter", source_kernel="sharp"))
     np.testing.assert_array_equal(found.images["mtf-filter"], linear.mean.hu)
-    bands = harmonize(volume, Request(kernel="smooth", dose=100.0, method="band-normalization", source_kernel="sharp"))
-    np.testing.assert_array_equal(found.images["band-normalization"], bands.mean.hu)
     still = harmonize(volume, Request(
         kernel="smooth", dose=100.0, model=str(model), samples=1, source_kernel="sharp", temperature=0.0))  # fmt: skip
     # An untrained flow adds nothing at temperature zero but the split priors' means, which start at zero.
     np.testing.assert_allclose(found.images["encoder"], still.mean.hu, atol=1.0)
     assert found.source.f50 == pytest.approx(4.0)  # the sharp kernel, held below the limit of 1 mm pixels
     assert found.target.f50 == pytest.approx(2.8)
+
+
+def test_frequency_bands_are_those_of_the_whole_volume(scans):
+    """They need more tissue than two of these slices show; and are told the target's noise like every method."""
+    volume = scans.volume(np.tile(scans.sources["sharp", 10.0], (2, 1, 1)))
+    asked = Request(kernel="smooth", dose=50.0, method="band-normalization", source_kernel="sharp")
+    found = Candidates(Request(method="mtf-filter")).harmonize(volume, "sharp", "smooth", 50.0)
+    np.testing.assert_array_equal(found.images["band-normalization"], harmonize(volume, asked).mean.hu)
+    assert found.seconds["band-normalization"] > 0.0
+    less = Candidates(Request(method="mtf-filter")).harmonize(scans.volume(volume.hu[:1]), "sharp", "smooth", 50.0)
+    assert "band-normalization" not in less.images and "band-normalization" not in less.seconds
+    assert less.warnings[-1].startswith("band-normalization is left out: The volume shows too little")
 
 
 def test_the_targets_noise_is_told_as_measured_in_it(scans, model):
@@ -201,7 +211,7 @@ def test_a_method_of_dose_alone_keeps_the_kernel(ct, tmp_path, monkeypatch):
     """Its scores, LPIPS against the noisy target among them, and the machine that timed it."""
     lpips = perception.Lpips(Mean(), "a stand-in", torch.device("cpu"))
     monkeypatch.setattr(pairs_table, "available", lambda names, device: dict.fromkeys(names, lpips))
-    options = {"slices": 2, "method": "tv", "figures": False, "lpips": ["alex"]}
+    options = {"slices": 3, "method": "tv", "figures": False, "lpips": ["alex"]}
     results = evaluate(tmp_path, ct=ct, **options, **SMALL)
     assert [(pair["source"], pair["target"]) for pair in results["pairs"]] == [
         ("smooth", "smooth"), ("medium", "medium"), ("sharp", "sharp"),
@@ -210,7 +220,7 @@ def test_a_method_of_dose_alone_keeps_the_kernel(ct, tmp_path, monkeypatch):
     pair = results["pairs"][2]
     assert set(pair["rmse"]["clean"]) == {"input", "mtf-filter", "band-normalization", "encoder"}
     assert "encoder - band-normalization" in pair["difference"]["clean"]
-    scans = simulated_scans(slices_of_ct(ct, 2), PROTOCOL, tmp_path / "simulated")
+    scans = simulated_scans(slices_of_ct(ct, 3), PROTOCOL, tmp_path / "simulated")
     shown = [np.clip(scan, -1000.0, 500.0) for scan in (scans.sources["sharp", 10.0], scans.targets["sharp"])]
     expected = np.mean(np.abs((shown[0] - shown[1]).mean((1, 2)))) / 750.0
     assert pair["lpips"]["alex"]["input"] == pytest.approx(expected, rel=1e-4)
