@@ -194,7 +194,7 @@ def test_a_wrong_configuration_is_one_sentence(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(InputError, match="wrong.yaml is not usable.*stepps"):
         settings.load(path)
     assert main(["fit", "--config", "nothing", "a", "b"]) == 2
-    assert "There is no configuration 'nothing'; shipped ones: cinn-compact" in capsys.readouterr().err
+    assert "There is no configuration 'nothing'; shipped ones: cinn-128, cinn-compact" in capsys.readouterr().err
     assert main(["fit", str(tmp_path), str(tmp_path)]) == 2
     assert "give a configuration" in capsys.readouterr().err
 
