@@ -135,7 +135,7 @@ def markdown(frame: pd.DataFrame, read: Sequence[dict]) -> str:
             for measure in measures:
                 digits = _DIGITS[measure.split("_")[0]]
                 cells.append(" / ".join(_cell(row.get(f"{measure}_{plane}"), digits) for plane in PLANES))
-            cells += [_cell(row.get("noise"), 2), _cell(row.get("frequency"), 1), _cell(row["seconds"], 2)]
+            cells += [_cell(row.get("noise"), 2), _cell(row.get("frequency"), 1), f"{row['seconds']:.2g}"]
             lines.append(f"| {row['method']} | {' | '.join([*cells, row['beats'] or '-'])} |")
         lines.append("")
     return "\n".join(lines)

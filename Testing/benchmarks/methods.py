@@ -110,10 +110,15 @@ def markdown(results: dict) -> str:
     ]
     for name in sorted(median, key=median.get):
         samples = results["methods"][name]["samples"]
-        ratio = f"{median[name] / median[REFERENCE]:.2g}" if REFERENCE in median else "-"
-        lines.append(f"| {name} | {samples} | {median[name]:.2f} | {ratio} |")
+        ratio = _number(median[name] / median[REFERENCE]) if REFERENCE in median else "-"
+        lines.append(f"| {name} | {samples} | {_number(median[name])} | {ratio} |")
     lines += ["", *(f"Not here: {name}. {why}" for name, why in results["left_out"].items())]
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    """With two digits at least."""
+    return f"{value:.0f}" if value >= 10.0 else f"{value:.2g}"
 
 
 if __name__ == "__main__":
