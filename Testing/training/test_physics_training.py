@@ -170,14 +170,15 @@ def test_evaluation_asks_for_the_truth() -> None:
     entry = {"value": 1.0, "low": 0.9, "high": 1.1}
     pair = {
         "source": "sharp", "dose": 25.0, "target": "truth", "target_dose": 100.0,
-        "rmse": {"clean": {"input": entry, "encoder": entry}},
+        "rmse": {"clean": {"input": entry, "encoder": entry}}, "machine": "a processor",
     }  # fmt: skip
     results = {"data": {"name": "phantom", "slices": [1]}, "pairs": [pair]}
     (found,) = quality(results)
     assert "sharp 25 % to truth without noise; output" in found["measure"]
     results |= {"protocol": {"doses": [25.0], "target_dose": 100.0}, "scores": "PSNR", "device": "cpu"}
+    results |= {"lpips": {}, "sets_kernel": True}
     assert _tables(results, ["RMSE"], lambda pair: ["1.0"])[0] == "| 25 % -> without noise | RMSE |"
-    assert "for each dose, target without noise." in markdown(pd.DataFrame({"dose": []}), results)
+    assert "simulated scans, target without noise." in markdown(pd.DataFrame({"dose": [], "mappings": []}), [results])
 
 
 def test_a_cycle_goes_up_and_down() -> None:
