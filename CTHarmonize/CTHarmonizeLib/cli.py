@@ -224,19 +224,27 @@ def _models(options: argparse.Namespace) -> None:
     for method in methods.values():
         fields = f"Sets {' and '.join(sorted(method.target_fields, reverse=True))}."
         print(f"{method.name}: {method.summary} {'Makes the noise-free truth only.' if method.makes_truth else fields}")
-        for model in models:
-            if model.method == method.name:
-                print(f"  {model.name} {model.card['version']}: {_reach(model.card)}  [{model.folder}]")
+        own = [model for model in models if model.method == method.name]
+        for model in own:
+            print(f"  {model.name} {model.card['version']}: {_reach(model.card)}  [{model.folder}]")
+        if method.needs_model and not own:
+            print("  No model of it is installed: it has to be trained.")
     for model in broken:
         print(f"Warning: {model.reason}", file=sys.stderr)
 
 
 def _reach(card: dict) -> str:
+    from CTHarmonizeLib.request import doses
+
     low, high = card["target"]["f50"]
-    dose = "without noise" if card["target"]["dose"] is None else "doses {:g} to {:g} %".format(*card["target"]["dose"])
+    dose = "without noise" if card["target"]["dose"] is None else doses(*card["target"]["dose"])
     reach = f"kernels with f50 {low:g} to {high:g} lp/cm, {dose}"
     thickness = card["target"]["thickness"]
-    reach += f", slices of {thickness[0]:g} to {thickness[1]:g} mm." if thickness else "."
+    if thickness:
+        source = card["slice_thickness"]
+        reach += f"; of slices of {source[0]:g} to {source[1]:g} mm it makes slices of {thickness[0]:g} to "
+        reach += f"{thickness[1]:g} mm"
+    reach += "."
     if "calibration" not in card:
         return reach
     widest = max(card["calibration"]["coverage"], key=lambda entry: entry["nominal"])

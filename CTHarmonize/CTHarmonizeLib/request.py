@@ -273,13 +273,18 @@ def _within_reach(
     if low <= dose <= high:
         return target, dose
     if request.dose is not None:
-        raise InputError(f"The model '{choice.model.name}' reaches doses of {low:g} to {high:g} %, not {dose:g} %.")
+        raise InputError(f"The model '{choice.model.name}' reaches {doses(low, high)}, not {dose:g} %.")
     nearest = min(max(dose, low), high)
     warnings.append(
-        f"The source's noise stands for a dose of {dose:.0f} %, beyond the model's {low:g} to {high:g} %: the target "
+        f"The source's noise stands for a dose of {dose:.0f} %, and the model reaches {doses(low, high)}: the target "
         f"dose is {nearest:g} %."
     )
     return replace(target, noise=choice.table.noise(target.f50, nearest)), nearest
+
+
+def doses(low: float, high: float) -> str:
+    """Target doses that a model reaches, in words."""
+    return f"doses of {low:g} to {high:g} %" if low < high else f"a dose of {low:g} % only"
 
 
 def _dose_warnings(request: Request, choice: Choice, description: Description) -> list[str]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from CTHarmonizeLib.networks.unet import UNet, UNetConfig
 from CTHarmonizeTraining.simulation.rays import RayTransform
 
-PRIOR = UNetConfig(channels=32, depth=3)
+PRIOR = UNetConfig(channels=32, depth=3, gain=4.0)
 """Of the deep image prior; Baguer et al. tune theirs to each problem."""
 
 _PRIOR_RATE = 1e-3
@@ -68,24 +68,27 @@ def operator_norm(transform: RayTransform, iterations: int = 12) -> float:
 
 
 def deep_image_prior(
-    observation: Tensor, transform: RayTransform, weight: float, iterations: int = 1500, seed: int = 0
+    observation: Tensor, start: Tensor, transform: RayTransform, weight: float, iterations: int = 400, seed: int = 0
 ) -> Tensor:
-    """Image (1, 1, side, side) that a U-Net makes of fixed noise, trained on the one observation (1, 1, views, beams)
-    to minimise |A x - y|^2 / 2 + weight * TV(x) (DIP + TV, Baguer, Leuschner & Schmidt 2020); of the last tenth of the
-    iterations the mean."""
+    """Image (1, 1, side, side) that a U-Net makes of ``start``, trained on the one observation (1, 1, views, beams) to
+    minimise |A x - y|^2 / 2 + weight * TV(x) (DIP + TV, after Baguer, Leuschner & Schmidt 2020); of the last tenth of
+    the iterations the mean.
+
+    ``start`` (1, 1, side, side) is the filtered back-projection, to which the network adds a correction: from noise, as
+    the deep image prior was published, our U-Net, which has no normalisation, collapsed at 128 pixels.
+    """
     lines = observation / transform.unit
     side = transform.rays.side
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = UNet(PRIOR).to(lines.device)
-        noise = 0.1 * torch.rand(1, 1, side, side).to(lines.device)
     margin = -side % PRIOR.multiple
-    noise = F.pad(noise, (0, margin, 0, margin), mode="reflect")
+    padded = F.pad(start, (0, margin, 0, margin), mode="reflect")
     optimizer = torch.optim.Adam(network.parameters(), lr=_PRIOR_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PRIOR_RATE, iterations + 1, pct_start=0.05)
     last, total = max(1, iterations // 10), torch.zeros(1, 1, side, side, device=lines.device)
     for number in range(iterations):
-        image = (network(noise) - noise)[..., :side, :side]  # the network adds its input
+        image = network(padded)[..., :side, :side]
         if number >= iterations - last:
             total += image.detach()
         loss = 0.5 * (transform(image) - lines).square().sum() + weight * variation(image).sum()

@@ -50,7 +50,7 @@ def reconstruct(
     images: int = 32,
     samples: int = 100,
     prior_images: int = 4,
-    prior_iterations: int = 1500,
+    prior_iterations: int = 400,
     device: str = "auto",
 ) -> None:
     """Reconstruct measurements with classical and learned methods, and compare them: table, figures and numbers.

@@ -146,7 +146,7 @@ class DeepImagePrior(Reconstructor):
         return self._image(case, self.weight)
 
     def _image(self, case: Case, weight: float) -> Tensor:
-        return deep_image_prior(case.observation, self.transform, weight, self.iterations, seed=0) - HALF_HU
+        return deep_image_prior(case.observation, case.fbp, self.transform, weight, self.iterations) - HALF_HU
 
 
 def best(

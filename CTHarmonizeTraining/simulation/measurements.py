@@ -74,10 +74,10 @@ def measurements(
         seed: of noise, places and parts.
     """
     check("side", side, 64 <= side <= 1024, "64 to 1024 pixels")
-    check("views", views, views >= 4 and views % 4 == 0, "a positive multiple of 4")
-    check("beams", beams, 8 <= beams <= 4096, "8 to 4096")
-    check("photons", photons, 1.0 <= photons <= 1e9, "1 to 1e9")
-    check("slices", slices, slices >= 1, "1 or more")
+    check("number of views", views, views >= 4 and views % 4 == 0, "a positive multiple of 4")
+    check("number of beams", beams, 8 <= beams <= 4096, "8 to 4096")
+    check("number of photons", photons, 1.0 <= photons <= 1e9, "1 to 1e9")
+    check("number of slices", slices, slices >= 1, "1 or more")
     if min(phantoms, first, seed) < 0:
         raise InputError("Numbers of phantoms and seeds are 0 or more.")
     output = check_output_folder(output)

@@ -271,7 +271,9 @@ def test_models(shared, capsys, monkeypatch):
     monkeypatch.setenv("CTHARMONIZE_MODELS", str(shared))
     assert cli.main(["models"]) == 0
     printed = capsys.readouterr().out
-    assert "mtf-filter" in printed and "Test model 1: kernels with f50 2.5 to 6.5 lp/cm, doses 10 to 100 %" in printed
+    assert "mtf-filter" in printed
+    assert "Test model 1: kernels with f50 2.5 to 6.5 lp/cm, doses of 10 to 100 %" in printed
+    assert "No model of it is installed" in printed
     assert cli.main(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {"ctflow", "mtf-filter"} <= {method["name"] for method in listed["methods"]}

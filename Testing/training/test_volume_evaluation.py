@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -126,9 +127,10 @@ def test_evaluate_and_compare_take_volumes(store: Path, tmp_path: Path, capsys: 
     evaluate(results / "a", volumes=[store], method="cnn3d", model=str(model(tmp_path / "a", name="Nothing")))
     assert (results / "a" / "table.md").read_text(encoding="utf-8") in capsys.readouterr().out
     kept = json.loads((results / "a" / "results.json").read_text(encoding="utf-8"))
-    assert kept["model"]["name"] == "Nothing" and kept["volumes"] == [
-        {"name": "V", "source": "phantom:1", "shapes": [[3, SLICES, SIDE, SIDE]]}
-    ]
+    (told,) = kept["volumes"]
+    assert kept["model"]["name"] == "Nothing" and (told["name"], told["source"]) == ("V", "phantom:1")
+    values = PatientStore(store).sets[0].hu[:]
+    assert told["content"] == [hashlib.sha256(values.tobytes()).hexdigest()]
     other = model(tmp_path / "b", 0.05, name="Chance")
     evaluate(results / "b", volumes=[store], method="cnn3d", model=str(other))
     frame = compare(out, results).set_index("method")
