@@ -32,7 +32,7 @@ FBP_F50 = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 """f50 of a filtered back-projection that are tried, as shares of the beams' Nyquist frequency."""
 
 TV_WEIGHTS = tuple(float(f"{weight:.3g}") for weight in np.geomspace(1e-4, 1e-2, 9))
-PRIOR_WEIGHTS = TV_WEIGHTS[:6:2]
+PRIOR_WEIGHTS = TV_WEIGHTS[2:8:2]
 """Weights of the total variation that are tried."""
 
 HALF_HU = 0.5 / (WINDOW[1] - WINDOW[0])
