@@ -22,6 +22,9 @@ from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.simulation.rays import Rays
 from CTHarmonizeTraining.simulation.scan import body_mask
 
+FBP, TRUTH = "FBP", "truth"
+"""Names of the reconstructions of a pair that has its measurements."""
+
 KIND = "measured"
 SIMULATED = "simulated"
 """Layout of a store whose reconstructions were simulated."""

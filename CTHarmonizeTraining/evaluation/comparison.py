@@ -14,7 +14,7 @@ from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeTraining.evaluation import volumes_table
 from CTHarmonizeTraining.evaluation.candidates import ENCODER, MEAN, RIVALS, SAMPLE
-from CTHarmonizeTraining.evaluation.tables import machines, target_dose
+from CTHarmonizeTraining.evaluation.tables import cell, machines, target_dose
 from CTHarmonizeTraining.evaluation.volumes_table import VOLUMES
 from CTHarmonizeTraining.files import write_whole
 
@@ -214,16 +214,10 @@ def markdown(table: pd.DataFrame, read: Sequence[dict]) -> str:
         lines.append(f"| {dose:g} %, {kind} ({count}) | {' | '.join(titles.values())} |")
         lines.append("|" + "---|" * (len(titles) + 1))
         for _, row in part.iterrows():
-            cells = [_cell(row[name], _DIGITS.get(name, 3 if name.startswith("lpips") else 2)) for name in titles]
+            cells = [cell(row[name], _DIGITS.get(name, 3 if name.startswith("lpips") else 2)) for name in titles]
             lines.append(f"| {row['method']} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def _cell(value: float | str, digits: int) -> str:
-    if isinstance(value, str):
-        return value or "-"
-    return "-" if not np.isfinite(value) else f"{value:.{digits}f}"
 
 
 def _rows(read: Sequence[dict]) -> list[_Row]:

@@ -16,6 +16,7 @@ from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.models import Model
 from CTHarmonizeLib.request import Request
+from CTHarmonizeLib.request import doses as reached_doses
 from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.evaluation.about import about
 from CTHarmonizeTraining.evaluation.candidates import Candidates
@@ -141,11 +142,7 @@ def evaluate(
         pairs.append(_evaluated(scans, regions, candidates, mapping, output, facts, shown, distances))
         say(f"{number} of {len(mappings)} mappings, {time.perf_counter() - start:.0f} s")
     results = {**facts, "regions": _sizes(regions), "pairs": pairs}
-    write_whole(output / "results.json", lib_report.as_json(results, indent=1))
-    write_whole(output / "results.csv", tables.csv(results))
-    table = tables.markdown(results)
-    write_whole(output / "table.md", table)
-    print(table)
+    tables.write_results(output, results, tables.csv(results), tables.markdown(results))
     return results
 
 
@@ -159,8 +156,8 @@ def _kernels(
     low, high = model.card["target"]["dose"] or (target_dose, target_dose)  # the truth has none
     if not low <= target_dose <= high:
         raise InputError(
-            f"The model '{model.name}' reaches doses of {low:g} to {high:g} %, not {target_dose:g} %: there is nothing "
-            "to judge."
+            f"The model '{model.name}' reaches {reached_doses(low, high)}, not {target_dose:g} %: there is nothing to "
+            "judge."
         )
     chosen = []
     for side, names in (("source", KERNELS), ("target", targets)):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv as csv_module
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from CTHarmonizeLib.ct.acquisition import is_truth
+from CTHarmonizeLib.report import as_json
 from CTHarmonizeTraining.evaluation.candidates import BANDS, COLUMNS, ENCODER, FILTER, INPUT, MEAN, SAMPLE
+from CTHarmonizeTraining.files import write_whole
 
 _TITLES = {FILTER: "MTF filter", BANDS: "frequency bands", SAMPLE: "one sample"}
 KERNEL_KEPT = "The method sets no kernel, so only mappings that keep it are judged."
@@ -78,6 +82,21 @@ def _title(results: dict, name: str) -> str:
     if name == ENCODER and not any(MEAN in pair["rmse"]["clean"] for pair in results["pairs"]):
         return results["method"]  # of a deterministic method its output
     return f"mean of {results['samples']}" if name == MEAN else _TITLES.get(name, name)
+
+
+def write_results(output: Path, results: dict, lines: str, text: str) -> None:
+    """Leave an evaluation in ``output``: results.json, ``lines`` as results.csv, and ``text`` as table.md; print it."""
+    write_whole(output / "results.json", as_json(results, indent=1))
+    write_whole(output / "results.csv", lines)
+    write_whole(output / "table.md", text)
+    print(text)
+
+
+def cell(value: float | str | None, digits: int) -> str:
+    """A number in a table; a dash where there is none."""
+    if isinstance(value, str):
+        return value or "-"
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def target_dose(kernel: str, dose: float) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from CTHarmonizeLib import report as lib_report
 from CTHarmonizeLib.device import choose_device, choose_precision
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.request import Request, choose
@@ -20,9 +19,8 @@ from CTHarmonizeTraining.evaluation.about import about
 from CTHarmonizeTraining.evaluation.candidates import towards
 from CTHarmonizeTraining.evaluation.perception import available
 from CTHarmonizeTraining.evaluation.scores import TARGET
-from CTHarmonizeTraining.evaluation.tables import machines
+from CTHarmonizeTraining.evaluation.tables import cell, machines, write_results
 from CTHarmonizeTraining.evaluation.volumes import MODEL, PLANES, RIVALS, judge_volumes
-from CTHarmonizeTraining.files import write_whole
 from CTHarmonizeTraining.training.origin import check_test_stores
 
 VOLUMES = "volumes"
@@ -52,11 +50,7 @@ def evaluate_volumes(output: Path, stores: Sequence[Path], request: Request, lpi
         "sets": judged,
     }
     frame = table([results])
-    write_whole(output / "results.json", lib_report.as_json(results, indent=1))
-    write_whole(output / "results.csv", frame.to_csv(index=False))
-    text = markdown(frame, [results])
-    write_whole(output / "table.md", text)
-    print(text)
+    write_results(output, results, frame.to_csv(index=False), markdown(frame, [results]))
     return results
 
 
@@ -131,11 +125,11 @@ def markdown(frame: pd.DataFrame, read: Sequence[dict]) -> str:
             "|" + "---|" * (len(titles) + 1),
         ]
         for _, row in frame[frame["data"] == judged["data"]].iterrows():
-            cells = [_cell(row.get("rmse"), 1), _cell(row["rmse_noisy"], 1)]
+            cells = [cell(row.get("rmse"), 1), cell(row["rmse_noisy"], 1)]
             for measure in measures:
                 digits = _DIGITS[measure.split("_")[0]]
-                cells.append(" / ".join(_cell(row.get(f"{measure}_{plane}"), digits) for plane in PLANES))
-            cells += [_cell(row.get("noise"), 2), _cell(row.get("frequency"), 1), f"{row['seconds']:.2g}"]
+                cells.append(" / ".join(cell(row.get(f"{measure}_{plane}"), digits) for plane in PLANES))
+            cells += [cell(row.get("noise"), 2), cell(row.get("frequency"), 1), f"{row['seconds']:.2g}"]
             lines.append(f"| {row['method']} | {' | '.join([*cells, row['beats'] or '-'])} |")
         lines.append("")
     return "\n".join(lines)
@@ -147,7 +141,3 @@ def _all(read: Sequence[dict]) -> list[dict]:
 
 def _lpips(read: Sequence[dict]) -> dict[str, str]:
     return {backbone: words for results in read for backbone, words in results["lpips"].items()}
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"

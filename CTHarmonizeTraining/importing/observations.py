@@ -14,7 +14,7 @@ from CTHarmonizeLib.ct.acquisition import REFERENCE_NOISE, parse_kernel
 from CTHarmonizeLib.ct.describe import describe
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
-from CTHarmonizeTraining.data.patient import PatientStore, Reconstruction
+from CTHarmonizeTraining.data.patient import FBP, TRUTH, PatientStore, Reconstruction
 from CTHarmonizeTraining.importing.anatomy import (
     lodopab_hu,
     lodopab_patients,
@@ -28,9 +28,6 @@ from CTHarmonizeTraining.simulation.rays import LODOPAB_THICKNESS, LODOPAB_WIDTH
 
 KERNEL = 0.5
 """f50 of our filtered back-projection, as a share of the detectors' Nyquist frequency, 7.0 lp/cm: a Hann window's."""
-
-FBP, TRUTH = "FBP", "truth"
-"""Names of the reconstructions of a pair."""
 
 _SLICES = 4  # at once
 

@@ -23,8 +23,7 @@ def total_variation(observation: Tensor, transform: RayTransform, weight: float,
     of Chambolle & Pock (J. Math. Imaging Vis. 40, 2011).
     """
     lines = observation / transform.unit
-    norm = operator_norm(transform)
-    step = 0.99 / (norm**2 + 8.0) ** 0.5
+    step = 0.99 / (transform.norm**2 + 8.0) ** 0.5
     image = torch.zeros_like(transform.adjoint(lines))
     ahead, dual = image, torch.zeros_like(lines)
     slopes = torch.zeros(2, *image.shape, device=image.device)
@@ -52,19 +51,6 @@ def divergence(slopes: Tensor) -> Tensor:
     """Minus the adjoint of :func:`gradient`."""
     rows, columns = slopes[0][:, :, :-1], slopes[1][:, :, :, :-1]
     return F.pad(rows, (0, 0, 0, 1)) - F.pad(rows, (0, 0, 1, 0)) + F.pad(columns, (0, 1)) - F.pad(columns, (1, 0))
-
-
-def operator_norm(transform: RayTransform, iterations: int = 12) -> float:
-    """Largest singular value of A, from below by less than a percent (power iteration; the first vector is all ones,
-    which the largest one resembles)."""
-    side = transform.rays.side
-    x = torch.ones(1, 1, side, side, device=transform.matrix_weights.device)
-    norm = 0.0
-    for _ in range(iterations):
-        y = transform.adjoint(transform(x))
-        norm = float(y.norm() / x.norm())
-        x = y / y.norm()
-    return 1.01 * norm**0.5
 
 
 def deep_image_prior(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from CTHarmonizeLib.device import choose_device
@@ -37,7 +37,7 @@ from CTHarmonizeTraining.simulation.rays import RayTransform
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 """Numbers of samples of which the mean is judged."""
 
-RESERVED = ("truth", "FBP", "TV", "DIP + TV")
+RESERVED = ("truth", FilteredBackProjection.name, TotalVariation.name, DeepImagePrior.name)
 """Names that no run may have."""
 
 _TUNED_ON = 4  # validation slices on which a weight is chosen; a deep image prior has one
@@ -92,53 +92,62 @@ def reconstruct(
         methods.append((prior, tests[:: max(1, len(tests) // prior_images)][:prior_images]))
     methods += [(method, tests) for method in learned]
 
-    entries, pictures, deviations, curves = [], {"truth": shown(tests[0].truth, side)}, {}, {}
-    for method, judged in methods:
-        say(f"{method.name}: {len(judged)} images")
-        drawing = isinstance(method, Trained) and method.draws
-        begun = time.perf_counter()
-        if drawing:
-            found = [_means(method, case, samples, side) for case in judged]
-            curves[method.name] = {
-                "samples": [count for count in COUNTS if count <= samples],
-                "psnr": np.mean([[psnr for psnr, _ in scores] for scores, *_ in found], axis=0).tolist(),
-                "ssim": np.mean([[ssim for _, ssim in scores] for scores, *_ in found], axis=0).tolist(),
-            }
-            made = [mean for _, mean, *_ in found]
-            deviations[method.name] = found[0][2]
-            seconds = sum(found_seconds for *_, found_seconds in found) / len(judged)
-        else:
-            made = [shown(method.image(case), side) for case in judged]
-            seconds = (time.perf_counter() - begun) / len(judged)
-        scores = [score(image, shown(case.truth, side)) for image, case in zip(made, judged, strict=True)]
-        pictures[method.name] = made[0]
-        entries.append(
-            {
-                "method": method.name,
-                "settings": method.settings + (f", mean of {samples} samples" if drawing else ""),
-                "images": len(judged),
-                "psnr": _estimated([psnr for psnr, _ in scores]),
-                "ssim": _estimated([ssim for _, ssim in scores]),
-                "seconds": seconds,
-                "each": [
-                    {"image": case.name, "psnr": psnr, "ssim": ssim}
-                    for case, (psnr, ssim) in zip(judged, scores, strict=True)
-                ],
-            }
-        )
+    found = [_judged(method, judged, samples, side) for method, judged in methods]
+    entries = [one.entry for one in found]
+    curves = {one.entry["method"]: one.curve for one in found if one.curve}
     machine = machine_name(where)
     told = {"rays": asdict(rays), "side": side, "machine": machine, "methods": entries, "samples": curves}
     write_whole(output / "reconstruction.json", json.dumps(told, indent=1) + "\n")
     write_whole(output / "table.md", table(told))
     draw_images(
-        pictures,
+        {"truth": shown(tests[0].truth, side), **{one.entry["method"]: one.image for one in found}},
         {entry["method"]: entry["each"][0] for entry in entries},
         output / "reconstructions.png",
-        deviations,
+        {one.entry["method"]: one.deviation for one in found if one.deviation is not None},
     )
     if curves:
         draw_samples(curves, output / "samples.png")
     say(f"The table is {output / 'table.md'}.")
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is told of a method: the table's ``entry``, its ``image`` of the first case; of a flow, the ``curve`` of its
+    scores against the number of samples, and their ``deviation`` on that case."""
+
+    entry: dict
+    image: np.ndarray
+    curve: dict[str, list[float]] | None = None
+    deviation: np.ndarray | None = None
+
+
+def _judged(method: Reconstructor, judged: Sequence[Case], samples: int, side: int) -> _Judged:
+    say(f"{method.name}: {len(judged)} images")
+    more, curve, deviation = "", None, None
+    begun = time.perf_counter()
+    if isinstance(method, Trained) and method.draws:
+        found = [_means(method, case, samples, side) for case in judged]
+        courses = np.mean([course for course, *_ in found], axis=0)
+        counts = [count for count in COUNTS if count <= samples]
+        curve = {"samples": counts, "psnr": courses[:, 0].tolist(), "ssim": courses[:, 1].tolist()}
+        made, deviation = [mean for _, mean, *_ in found], found[0][2]
+        seconds, more = sum(took for *_, took in found), f", mean of {samples} samples"
+    else:
+        made = [shown(method.image(case), side) for case in judged]
+        seconds = time.perf_counter() - begun
+    scores = [score(image, shown(case.truth, side)) for image, case in zip(made, judged, strict=True)]
+    each = [
+        {"image": case.name, "psnr": psnr, "ssim": ssim} for case, (psnr, ssim) in zip(judged, scores, strict=True)
+    ]
+    entry = {
+        "method": method.name,
+        "settings": method.settings + more,
+        "images": len(judged),
+        **{key: _estimated([one[key] for one in each]) for key in ("psnr", "ssim")},
+        "seconds": seconds / len(judged),
+        "each": each,
+    }
+    return _Judged(entry, made[0], curve, deviation)
 
 
 def shown(image: Tensor, side: int) -> np.ndarray:
@@ -150,8 +159,7 @@ def score(image: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """PSNR in dB and SSIM (uniform windows of 7 x 7 pixels); the range of both is the truth's own, as LoDoPaB-CT's
     authors take it."""
     span = float(truth.max() - truth.min())
-    error = float(np.mean((image - truth) ** 2))
-    return 10.0 * np.log10(span**2 / error), float(structural_similarity(truth, image, data_range=span))
+    return tuple(float(of(truth, image, data_range=span)) for of in (peak_signal_noise_ratio, structural_similarity))
 
 
 def _means(

@@ -6,6 +6,7 @@ All map an observation (b, 1, views, beams), line integrals over the largest att
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -24,16 +25,16 @@ class ReconstructionConfig(NetworkConfig):
     rays: Rays = field(default_factory=Rays)
 
 
-class ReconstructionNetwork(nn.Module):
+class ReconstructionNetwork(nn.Module, ABC):
     """Base of the networks of this module."""
 
     def __init__(self, config: ReconstructionConfig) -> None:
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def forward(self, observation: Tensor, image: Tensor) -> Tensor:
         """Image of an observation and its filtered back-projection."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +18,13 @@ from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.methods.conditioning import acquisition_vector, to_hu, to_unit
 from CTHarmonizeLib.networks.flow import ConditionalFlow
 from CTHarmonizeTraining.data.measured import as_seen
-from CTHarmonizeTraining.data.patient import PatientStore
-from CTHarmonizeTraining.importing.observations import FBP, TRUTH, back_projected
+from CTHarmonizeTraining.data.patient import FBP, TRUTH, PatientStore
+from CTHarmonizeTraining.importing.observations import back_projected
 from CTHarmonizeTraining.reconstruction.classical import deep_image_prior, total_variation
 from CTHarmonizeTraining.reconstruction.training import WINDOW
 from CTHarmonizeTraining.simulation.rays import Rays, RayTransform
 from CTHarmonizeTraining.training import settings
-from CTHarmonizeTraining.training.fit import RECORD
+from CTHarmonizeTraining.training.origin import check_test_stores, origin
 from CTHarmonizeTraining.training.perceptual import FeaturesTraining
 
 FBP_F50 = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
@@ -96,69 +95,70 @@ class Reconstructor(ABC):
         """Image (1, 1, side, side) in shares of the largest attenuation; of a smaller :attr:`side` the middle."""
 
 
-class FilteredBackProjection(Reconstructor):
-    """With the one of :data:`FBP_F50` that is best on ``validation``."""
+class Tuned(Reconstructor):
+    """One whose only number is, of those ``tried``, the one with the least squared error on ``validation``."""
 
-    name = "FBP"
+    tried: Sequence[float]
+    told: str
+    """The number in words, with a place for it."""
 
     def __init__(self, validation: Sequence[Case]) -> None:
-        self.share, end = best(FBP_F50, validation, self._image)
-        self.settings = f"f50 at {self.share:g} of the beams' Nyquist frequency{end}"
+        def error(value: float) -> float:
+            return sum(float((self.made(case, value) - HALF_HU - case.truth).square().mean()) for case in validation)
+
+        self.chosen = min(self.tried, key=error)
+        end = " (an end of what was tried)" if self.chosen in (self.tried[0], self.tried[-1]) else ""
+        self.settings = self.told.format(self.chosen) + end
 
     def image(self, case: Case) -> Tensor:
-        return self._image(case, self.share)
+        return self.made(case, self.chosen) - HALF_HU
 
-    @staticmethod
-    def _image(case: Case, share: float) -> Tensor:
-        mtf = Mtf.from_points(share * 5.0 / case.rays.geometry.pitch).limited_to(case.rays.grid.pixel)
+    @abstractmethod
+    def made(self, case: Case, value: float) -> Tensor:
+        """Image with ``value``, as the measurements have it."""
+
+
+class FilteredBackProjection(Tuned):
+    """Tuned in sharpness."""
+
+    name = "FBP"
+    tried = FBP_F50
+    told = "f50 at {:g} of the beams' Nyquist frequency"
+
+    def made(self, case: Case, value: float) -> Tensor:
+        mtf = Mtf.from_points(value * 5.0 / case.rays.geometry.pitch).limited_to(case.rays.grid.pixel)
         image = back_projected(case.observation[0].cpu().numpy(), case.rays, mtf)
-        return torch.from_numpy(image.astype(np.float32))[None].to(case.fbp) - HALF_HU
+        return torch.from_numpy(image.astype(np.float32))[None].to(case.fbp)
 
 
-class TotalVariation(Reconstructor):
-    """With the one of :data:`TV_WEIGHTS` that is best on ``validation``."""
+class TotalVariation(Tuned):
+    """Tuned in weight."""
 
     name = "TV"
+    tried = TV_WEIGHTS
+    told = "weight {:g}"
 
     def __init__(self, transform: RayTransform, validation: Sequence[Case]) -> None:
         self.transform = transform
-        self.weight, end = best(TV_WEIGHTS, validation, self._image)
-        self.settings = f"weight {self.weight:g}{end}"
+        super().__init__(validation)
 
-    def image(self, case: Case) -> Tensor:
-        return self._image(case, self.weight)
-
-    def _image(self, case: Case, weight: float) -> Tensor:
-        return total_variation(case.observation, self.transform, weight) - HALF_HU
+    def made(self, case: Case, value: float) -> Tensor:
+        return total_variation(case.observation, self.transform, value)
 
 
-class DeepImagePrior(Reconstructor):
-    """With the one of :data:`PRIOR_WEIGHTS` that is best on ``validation``."""
+class DeepImagePrior(TotalVariation):
+    """Tuned in weight."""
 
     name = "DIP + TV"
+    tried = PRIOR_WEIGHTS
 
     def __init__(self, transform: RayTransform, validation: Sequence[Case], iterations: int) -> None:
-        self.transform, self.iterations = transform, iterations
-        self.weight, end = best(PRIOR_WEIGHTS, validation, self._image)
-        self.settings = f"{iterations} iterations, weight {self.weight:g}{end}"
+        self.iterations = iterations
+        super().__init__(transform, validation)
+        self.settings = f"{iterations} iterations, {self.settings}"
 
-    def image(self, case: Case) -> Tensor:
-        return self._image(case, self.weight)
-
-    def _image(self, case: Case, weight: float) -> Tensor:
-        return deep_image_prior(case.observation, case.fbp, self.transform, weight, self.iterations) - HALF_HU
-
-
-def best(
-    values: Sequence[float], validation: Sequence[Case], image: Callable[[Case, float], Tensor]
-) -> tuple[float, str]:
-    """The one of ``values`` whose images of ``validation`` have the least squared error; and what to say where it is
-    the first or the last of them."""
-    def error(value: float) -> float:
-        return sum(float((image(case, value) - case.truth).square().mean()) for case in validation)
-
-    chosen = min(values, key=error)
-    return chosen, " (an end of what was tried)" if chosen in (values[0], values[-1]) else ""
+    def made(self, case: Case, value: float) -> Tensor:
+        return deep_image_prior(case.observation, case.fbp, self.transform, value, self.iterations)
 
 
 class Trained(Reconstructor):
@@ -188,42 +188,38 @@ class Trained(Reconstructor):
     def image(self, case: Case) -> Tensor:
         if self.method.rays is not None:
             return self.network(case.observation, case.fbp)
-        padded, side = self._planes(case)
-        image = self.network(padded, case.acquisition if self.network.config.conditions else None)
-        return self._share(image[..., :side, :side])
+        *inputs, side = self._inputs(case)
+        return self._share(self.network(*inputs)[..., :side, :side])
 
     @torch.no_grad()
     def samples(self, case: Case, count: int) -> Iterator[Tensor]:
         """Independent samples of a flow, as :meth:`image` makes images; their mean is the paper's reconstruction."""
-        padded, side = self._planes(case)
-        encoding = self.network.encode(padded, case.acquisition if self.network.config.conditions else None)
+        padded, told, side = self._inputs(case)
+        encoding = self.network.encode(padded, told)
         shapes = self.network.latent_shapes(*padded.shape[2:])
         random = torch.Generator().manual_seed(case.seed)
         for _ in range(count):
             latents = [torch.randn((1, *shape), generator=random).to(padded) for shape in shapes]
             yield self._share(self.network.inverse(latents, encoding)[..., :side, :side])
 
-    def _planes(self, case: Case) -> tuple[Tensor, int]:
-        """The network's input, padded to what it needs, and the side of what counts of its output."""
+    def _inputs(self, case: Case) -> tuple[Tensor, Tensor | None, int]:
+        """The network's image, padded to what it needs, its conditions, and the side of what counts of its output."""
         hu = to_hu(case.fbp, WINDOW)
         if self.side is not None:
             hu = middle(hu, self.side)
         side = hu.shape[-1]
         margin = -side % (self.side or self.network.config.multiple)
-        return F.pad(to_unit(hu, self.window), (0, margin, 0, margin), mode="reflect"), side
+        padded = F.pad(to_unit(hu, self.window), (0, margin, 0, margin), mode="reflect")
+        return padded, case.acquisition if self.network.config.conditions else None, side
 
     def _share(self, image: Tensor) -> Tensor:
         return to_unit(to_hu(image.float(), self.window), WINDOW)
 
 
 def check_unseen(run: Path, stores: Sequence[Path]) -> None:
-    """Raise InputError where the training in ``run`` has read one of ``stores``, or what one of them shows."""
-    record = json.loads(settings.of_run(run, RECORD).read_text(encoding="utf-8"))
-    read = [*record["stores"], *record["validation"]]
-    paths, sources = {entry["path"] for entry in read}, {entry.get("source") for entry in read} - {None}
-    for store in stores:
-        if str(store.absolute()) in paths or PatientStore(store).source in sources:
-            raise InputError(f"'{run}' was trained or validated on '{store.name}': it cannot be judged on it.")
+    """Raise InputError where the training in ``run`` has read, or was validated on, what one of ``stores`` shows."""
+    record = settings.record(run)
+    check_test_stores(origin({**record, "stores": [*record["stores"], *record["validation"]]}), stores)
 
 
 def middle(image: Tensor, side: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,9 +45,6 @@ class ReconstructionTraining(Training):
     truth = "target"
     planes = 1
     multiple = 1
-
-    @abstractmethod
-    def build(self) -> nn.Module: ...
 
     @property
     def rays(self) -> Rays:

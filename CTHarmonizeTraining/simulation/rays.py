@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -82,6 +83,18 @@ class RayTransform(nn.Module):
             self.register_buffer(f"{name}_rows", torch.as_tensor(part.indptr, dtype=kind), persistent=False)
             self.register_buffer(f"{name}_columns", torch.as_tensor(part.indices, dtype=kind), persistent=False)
             self.register_buffer(f"{name}_weights", torch.from_numpy(part.data.astype(np.float32)), persistent=False)
+
+    @cached_property
+    def norm(self) -> float:
+        """Largest singular value, from above by less than 3 percent (power iteration; the first vector is all ones,
+        which the largest one resembles)."""
+        x = torch.ones(1, 1, self.rays.side, self.rays.side, device=self.matrix_weights.device)
+        square = 0.0
+        for _ in range(12):
+            y = self.adjoint(self(x))
+            square = float(y.norm() / x.norm())
+            x = y / y.norm()
+        return 1.01 * square**0.5
 
     def __deepcopy__(self, memo: dict) -> RayTransform:
         same = copy.copy(self)

@@ -40,7 +40,6 @@ from CTHarmonizeTraining.simulation.phantom import ChestPhantom
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import StageConfig, Training
 from CTHarmonizeTraining.training.facts import data_facts, simulation, use_of
-from CTHarmonizeTraining.training.fit import NETWORK, RECORD
 from CTHarmonizeTraining.training.origin import check_test_data, check_test_stores, initial, origin
 
 HALOS = (16, 32, 48, 64, 96)
@@ -139,7 +138,7 @@ def export(
     """
     phantom = [phantom] if isinstance(phantom, int) else phantom
     method, data = settings.load(settings.of_run(run, settings.CONFIG))
-    record = json.loads(settings.of_run(run, RECORD).read_text(encoding="utf-8"))
+    record = settings.record(run)
     told = About.load(about)
     trained = origin(record)
     if method.ratio is None:
@@ -153,9 +152,9 @@ def export(
         validation_stores(calibration, trained["stores"])
     output = check_output_folder(output)
     try:
-        weights = load_file(settings.of_run(run, NETWORK))
+        weights = load_file(settings.of_run(run, settings.NETWORK))
     except (OSError, SafetensorError) as error:
-        raise InputError(f"'{run / NETWORK}' cannot be read: {error}.") from error
+        raise InputError(f"'{run / settings.NETWORK}' cannot be read: {error}.") from error
     facts = {
         "name": told.name,
         "version": told.version,

@@ -27,20 +27,17 @@ from CTHarmonizeLib.version import __version__
 from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.data.measured import MeasuredPairs
 from CTHarmonizeTraining.data.pairs import PairDataset, weights_of
-from CTHarmonizeTraining.data.patient import PatientStore
+from CTHarmonizeTraining.data.patient import FBP, TRUTH, PatientStore
 from CTHarmonizeTraining.data.splits import Splits, stores_for
 from CTHarmonizeTraining.files import write_whole
-from CTHarmonizeTraining.importing.observations import FBP, TRUTH
 from CTHarmonizeTraining.simulation.rays import Rays
 from CTHarmonizeTraining.simulation.scenes import SceneStore
 from CTHarmonizeTraining.training import settings
 from CTHarmonizeTraining.training.base import Training
 from CTHarmonizeTraining.training.curves import draw_curves
 from CTHarmonizeTraining.training.loader import Pairs
-from CTHarmonizeTraining.training.settings import NETWORK, DataConfig
+from CTHarmonizeTraining.training.settings import NETWORK, RECORD, DataConfig
 from CTHarmonizeTraining.training.trainer import Machine, run_stage
-
-RECORD = "training.json"
 
 
 def fit(

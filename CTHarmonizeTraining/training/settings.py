@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -18,8 +19,9 @@ from CTHarmonizeTraining.files import write_whole
 from CTHarmonizeTraining.training.base import Training, plain
 
 CONFIG = "config.yaml"
+RECORD = "training.json"
 NETWORK = "network.safetensors"
-"""Of a run: its settings, and the trained network."""
+"""Of a run: its settings, what it read and where it ran, and the trained network."""
 
 _NAMED = 3
 """Settings that a refusal names."""
@@ -97,6 +99,11 @@ def of_run(run: Path, name: str) -> Path:
     if not (run / name).is_file():
         raise InputError(f"'{run}' has no {name}: give the output folder of a finished 'ctharmonize-train fit'.")
     return run / name
+
+
+def record(run: Path) -> dict[str, Any]:
+    """What the finished ``run`` read and where it ran. Raises InputError where that is not there."""
+    return json.loads(of_run(run, RECORD).read_text(encoding="utf-8"))
 
 
 def trained(run: Path) -> tuple[Training, nn.Module]:

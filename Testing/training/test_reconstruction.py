@@ -92,13 +92,13 @@ def test_the_adjoint_is_one_and_gradients_pass_through_both() -> None:
 
 def test_the_norm_is_near_one_at_any_size() -> None:
     for rays in (SMALL, Rays(64, 40, 93), Rays(128, 180, 183)):
-        assert classical.operator_norm(RayTransform(rays)) == pytest.approx(1.0, abs=0.15)
+        assert RayTransform(rays).norm == pytest.approx(1.0, abs=0.15)
 
 
 def test_the_largest_singular_value_is_bounded_by_the_estimate() -> None:
     transform = RayTransform(SMALL)
     largest = float(torch.linalg.matrix_norm(transform.matrix.to_dense(), 2))
-    assert largest <= classical.operator_norm(transform) <= 1.03 * largest
+    assert largest <= transform.norm <= 1.03 * largest
 
 
 def test_turned_images_have_turned_measurements() -> None:
@@ -330,6 +330,14 @@ def test_what_does_not_fit_is_refused_in_one_sentence(stores, tmp_path) -> None:
     with pytest.raises(InputError, match="series"):
         fit(stores, tmp_path / "a", replace(other, network=LearnedPrimalDualConfig(rays=RAYS)),
             replace(DATA, measured=MeasuredOptions(body_share=0.0)), machine=CPU)  # fmt: skip
+    fit(stores, tmp_path / "seen", replace(other, network=LearnedPrimalDualConfig(rays=RAYS)), DATA, machine=CPU)
+    record = tmp_path / "seen" / "training.json"
+    told = json.loads(record.read_text())
+    (tested,) = stores.glob("*-test-*.zarr")
+    told["stores"][0]["source"] = PatientStore(tested).source
+    record.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="was trained on"):
+        reconstruct(stores, tmp_path / "out", [tmp_path / "seen"], prior_images=0)
     with pytest.raises(InputError, match="no training.json"):
         reconstruct(stores, tmp_path / "out", [tmp_path / "none"], prior_images=0)
     assert not (tmp_path / "a").exists()
