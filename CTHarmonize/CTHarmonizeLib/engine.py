@@ -51,7 +51,8 @@ class Settings:
     ``samples`` (1 for a deterministic method), ``temperature``, ``seed``; ``coherence`` (mm) between slices, 0: off;
     ``deviation_factor``: the card's calibration; ``roi``: what to compute, None: all. ``slab``, ``group``, ``tile``:
     slices and samples at once and pixels of a tile's side; None: chosen by memory. ``augment``: a deterministic
-    method's deviation over the turns and flips of a slice (:data:`ORIENTATIONS`).
+    method's deviation over the turns and flips of a slice (:data:`ORIENTATIONS`). ``keep_samples``: all of them, which
+    takes the memory of so many volumes.
     """
 
     samples: int = 16
@@ -64,6 +65,7 @@ class Settings:
     group: int | None = None
     tile: int | None = None
     augment: bool = False
+    keep_samples: bool = False
 
 
 @dataclass
@@ -72,6 +74,7 @@ class Outcome:
     (None where a deterministic method is not augmented). A method that makes several slices of each source slice has
     them one after another.
 
+    ``samples``: (n, slices, rows, columns) int16 HU where they were to be kept, the first of them ``harmonized``.
     ``redrawn``: voxels of samples that were implausible at first; ``replaced``: those that stayed so and became the
     estimate; ``drawn``: all voxels of all samples. ``load``: what was computed at once in the end.
     """
@@ -79,6 +82,7 @@ class Outcome:
     harmonized: np.ndarray
     mean: np.ndarray
     deviation: np.ndarray | None
+    samples: np.ndarray | None = None
     redrawn: int = 0
     replaced: int = 0
     drawn: int = 0
@@ -138,6 +142,8 @@ class _Run:
         made = (self.factor * shape[0], *shape[1:])
         spread = np.empty(made, np.float32) if self.method.stochastic or self.settings.augment else None
         result = Outcome(np.empty(made, np.int16), np.empty(made, np.int16), spread)
+        if self.settings.keep_samples and self.method.stochastic:
+            result.samples = np.empty((self.samples, *made), np.int16)
         settings, usual = self.settings, _DEFAULT_LOAD[self.method.device.type]
         slices = max(usual.slices, _SLAB_IN_CONTEXTS * self.context)
         asked = Load(settings.slab or slices, settings.group or usual.samples, settings.tile)
@@ -199,16 +205,15 @@ class _Run:
                 else:
                     statistics = Spread()
                     outputs = self._estimates(tile, prepared, source, step)
-                for sample, again, gave_up in outputs:
+                place = (slice(self.factor * slab.start, self.factor * slab.stop), *_within(tile.core, core))
+                for drawn, (sample, again, gave_up) in enumerate(outputs):
                     first_sample = sample if first_sample is None else first_sample
                     if result.deviation is not None:
                         statistics.add(sample)
+                    if result.samples is not None:
+                        result.samples[(drawn, *place)] = _whole_hu(sample)
                     redrawn += again
                     replaced += gave_up
-            rows, columns = (
-                slice(part.start - box.start, part.stop - box.start) for part, box in zip(tile.core, core, strict=True)
-            )
-            place = (slice(self.factor * slab.start, self.factor * slab.stop), rows, columns)
             result.harmonized[place] = _whole_hu(first_sample)
             result.mean[place] = _whole_hu(statistics.mean() if self.method.stochastic else first_sample)
             if result.deviation is not None:
@@ -306,6 +311,11 @@ class _Run:
             self.progress((slab.start + len(slab) * (start + share * done / total)) / self.roi.shape[0])
 
         yield step
+
+
+def _within(part: tuple[slice, slice], box: tuple[slice, slice]) -> tuple[slice, slice]:
+    """``part`` of rows and columns, counted from the first ones of ``box``."""
+    return tuple(slice(one.start - of.start, one.stop - of.start) for one, of in zip(part, box, strict=True))
 
 
 def _turned(images: Tensor, orientation: tuple[int, bool]) -> Tensor:

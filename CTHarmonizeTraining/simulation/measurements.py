@@ -219,11 +219,11 @@ def cut(hu: np.ndarray, pixel: float, rays: Rays, random: np.random.Generator) -
     each pixel the mean of what it covers, air where there is nothing."""
     middle = np.array(hu.shape) * pixel / 2.0 + random.uniform(-_SHIFT_MM, _SHIFT_MM, 2)
     edges = (np.linspace(-0.5, 0.5, rays.side + 1) * rays.width)[:, None] + middle
-    rows, columns = (_shares(edges[:, axis] / pixel, size) for axis, size in enumerate(hu.shape))
+    rows, columns = (area_shares(edges[:, axis] / pixel, size) for axis, size in enumerate(hu.shape))
     return rows @ (hu.astype(np.float64) + 1000.0) @ columns.T - 1000.0
 
 
-def _shares(edges: np.ndarray, count: int) -> np.ndarray:
+def area_shares(edges: np.ndarray, count: int) -> np.ndarray:
     """How much of each interval between ``edges`` lies in each of ``count`` unit cells: (intervals, count)."""
     cells = np.arange(count)
     covered = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)

@@ -364,3 +364,17 @@ def test_metal_does_not_shift_the_tissue_around_it():
     rows, columns = np.mgrid[:96, :96]
     away = np.hypot(rows - 47.5, columns - 47.5) > 14  # beyond the blend at the metal's border
     assert np.abs(result.mean[0][away] - 40).max() <= 1
+
+
+@pytest.mark.parametrize("division", [{}, {"tile": 32, "group": 2}, {"roi": Roi.parse("13:50,21:64,1:3")}])
+def test_samples_that_are_kept_are_those_of_the_mean(division):
+    outcome = run(**division, keep_samples=True)
+    assert outcome.samples.shape == (6, *outcome.mean.shape) and outcome.samples.dtype == np.int16
+    np.testing.assert_array_equal(outcome.samples[0], outcome.harmonized)
+    assert np.abs(outcome.samples.mean(0) - outcome.mean).max() <= 1.0
+    assert outcome.samples.std(0).mean() > 1.0
+    same(outcome, run(**{key: value for key, value in division.items() if key == "roi"}))
+
+
+def test_samples_are_not_kept_unasked():
+    assert run().samples is None

@@ -1,0 +1,175 @@
+"""Small faint lesions in the lungs: how much of their contrast is kept, which are lost, and which are made up.
+
+Every lesion is a sphere that adds a known contrast to a known place. An image's response there is the amplitude, in
+HU, of the best fit of what the target's kernel makes of that sphere, over a constant. What vessels and the lung's own
+texture add to it is known from the image without noise, and is taken off: left is the lesion's contrast, as far as the
+image has kept it, and noise. It is the linear observer that knows signal, place and background.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from CTHarmonizeLib.ct.acquisition import target_mtf
+from CTHarmonizeTraining.evidence.cases import Case, Place
+from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Section, Table
+
+FALSE_SHARE = 0.05
+"""Share of vacant places that count as lesions in the reference scan: where the threshold lies."""
+
+_AROUND_MM = 3.0  # beyond the lesion, over which the constant is fitted
+_FINE = 8  # parts of a voxel along each axis in which a sphere is counted
+_WINDOW = 64  # pixels of the image in which the kernel acts on a sphere
+
+
+class LesionStudy:
+    """Responses at the lesions and at the vacant places of a case."""
+
+    name = "lesions"
+    sampled = False
+
+    def measure(self, case: Case, image: Image) -> list[Finding]:
+        """Items ``3 mm, 100 HU, 1``, with the contrast as truth, and ``3 mm, vacant, 1``, with 0."""
+        found, count = [], {}
+        kernel = image.target.kernel
+        difference = image.hu - case.clean[kernel]
+        for place in (*case.lesions, *case.vacant):
+            kind = f"{place.diameter:g} mm, " + (f"{place.contrast:g} HU" if place.contrast else "vacant")
+            count[kind] = count.get(kind, 0) + 1
+            value = place.contrast + response(difference, place, kernel, case.spacing)
+            found.append(Finding("response", value, place.contrast, f"{kind}, {count[kind]}"))
+        return found
+
+    def section(self, rows: pd.DataFrame) -> Section:
+        """Contrast kept, lesions lost and made up, by method and source."""
+        text = (
+            "Spheres of 2, 3 and 4 mm that add 50, 100 or 200 HU to the lung, in places without larger vessels, and as "
+            "many such places without one. The response is the amplitude of the best fit of the sphere as the target's "
+            f"kernel shows it, less what its surroundings add to it in the image without noise. A place counts as seen where its response exceeds what {100 * FALSE_SHARE:.0f} % of the "
+            "vacant places reach in the reference scan. Lost: seen in the reference, not in the image. Made up: vacant, "
+            "not seen in the reference, but in the image."
+        )
+        return Section("Small lesions", text, [_summary(rows), _by_kind(rows), _seen(rows)])
+
+
+def response(hu: np.ndarray, place: Place, kernel: str, spacing: tuple[float, float, float]) -> float:
+    """Amplitude in HU of the sphere of ``place`` (without its contrast) in ``hu`` (slices, rows, columns), as the
+    ``kernel`` shows it; NaN where it reaches out of the image."""
+    phase = tuple(round((value - round(value)) * 4) / 4 for value in place.centre)
+    signal, weight = _template(place.diameter, phase, kernel, spacing)
+    corner = [round(value) - size // 2 for value, size in zip(place.centre, signal.shape, strict=True)]
+    if any(first < 0 or first + n > size for first, n, size in zip(corner, signal.shape, hu.shape, strict=True)):
+        return float("nan")
+    seen = hu[tuple(slice(first, first + n) for first, n in zip(corner, signal.shape, strict=True))]
+    return float((weight * seen).sum() / (weight * signal).sum())
+
+
+@lru_cache(maxsize=512)
+def _template(
+    diameter: float, phase: tuple[float, float, float], kernel: str, spacing: tuple[float, float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernel makes of a sphere of 1 HU, its centre ``phase`` voxels beside the box's middle voxel; and the
+    weights of the fit: the same less its mean, 0 beyond the surroundings."""
+    columns, rows, slices = spacing
+    deep = int(np.ceil(diameter / 2 / slices)) + 1
+    steps = (np.arange(_FINE) + 0.5) / _FINE - 0.5
+    z, y, x = (
+        (np.arange(-half, half + n)[:, None] + steps - shift).ravel() * size
+        for half, n, shift, size in (
+            (deep, 1, phase[0], slices),
+            (_WINDOW // 2, 0, phase[1], rows),
+            (_WINDOW // 2, 0, phase[2], columns),
+        )
+    )
+    inside = (z[:, None, None] ** 2 + y[None, :, None] ** 2 + x[None, None] ** 2) <= (diameter / 2) ** 2
+    shape = [len(z) // _FINE, _FINE, _WINDOW, _FINE, _WINDOW, _FINE]
+    cover = inside.reshape(shape).mean((1, 3, 5))
+    # The voxels' own share of the blur is part of the total MTF already.
+    frequency = [np.fft.fftfreq(_WINDOW, size / 10.0) for size in (rows, columns)]
+    pixel = np.sinc(frequency[0] * rows / 10.0)[:, None] * np.sinc(frequency[1] * columns / 10.0)
+    gain = target_mtf(kernel, columns)(np.hypot(frequency[0][:, None], frequency[1])) / pixel
+    seen = np.fft.ifft2(np.fft.fft2(cover) * gain).real
+    half = int(np.ceil((diameter / 2 + _AROUND_MM) / min(rows, columns)))
+    middle = slice(_WINDOW // 2 - half, _WINDOW // 2 + half + 1)
+    signal = seen[:, middle, middle]
+    far = np.hypot(
+        *np.meshgrid(
+            (np.arange(-half, half + 1) - phase[1]) * rows,
+            (np.arange(-half, half + 1) - phase[2]) * columns,
+            indexing="ij",
+        )
+    )
+    near = np.broadcast_to(far <= diameter / 2 + _AROUND_MM, signal.shape)
+    return signal, np.where(near, signal - signal[near].mean(), 0.0)
+
+
+def _judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with ``diameter``, ``contrast``, ``seen``, and ``seen_in_reference``."""
+    rows = rows[rows.value.notna()].copy()
+    rows["diameter"] = rows.item.str.extract(r"^([\d.]+) mm", expand=False).astype(float)
+    rows["contrast"] = rows.truth
+    vacant = rows[(rows.contrast == 0) & (rows.method == REFERENCE)]
+    threshold = vacant.groupby(["target", "diameter"]).value.quantile(1.0 - FALSE_SHARE).rename("threshold")
+    rows = rows.join(threshold, on=["target", "diameter"])
+    rows["seen"] = rows.value > rows.threshold
+    rows["seen_in_reference"] = rows.reference > rows.threshold
+    return rows
+
+
+def _percent(share: pd.Series | float) -> float:
+    return 100.0 * share
+
+
+def _summary(rows: pd.DataFrame) -> Table:
+    judged = _judged(rows)
+    lines = []
+    for (source, target, method), part in judged.groupby(["source", "target", "method"], sort=False):
+        lesions, vacant = part[part.contrast > 0], part[part.contrast == 0]
+        seen, unseen = lesions[lesions.seen_in_reference], vacant[~vacant.seen_in_reference]
+        lines.append(
+            {
+                "source": source,
+                "target": target,
+                "method": method,
+                "contrast kept (%)": _percent((lesions.value / lesions.contrast).mean()),
+                "response where vacant, SD (HU)": vacant.value.std(),
+                "seen (%)": _percent(lesions.seen.mean()),
+                "lost (%)": _percent((~seen.seen).mean()),
+                "made up (%)": _percent(unseen.seen.mean()),
+                "lesions": len(lesions),
+                "vacant places": len(vacant),
+            }
+        )
+    frame = pd.DataFrame(lines)
+    return Table("lesions", "Contrast kept, lesions lost and made up", frame, _COUNTS, digits=1)
+
+
+_COUNTS = (
+    "A noisy image makes lesions up too: compare with the untouched one. Contrast kept: mean of response over contrast, "
+    "all lesions; below 100 %, lesions have faded."
+)
+
+
+def _by_kind(rows: pd.DataFrame) -> Table:
+    """Contrast kept of each size and contrast, over all sources that lead to the medium kernel."""
+    judged = _judged(rows)
+    judged = judged[(judged.contrast > 0) & (judged.target == "medium 100 %")]
+    judged["kept"] = _percent(judged.value / judged.contrast)
+    judged["kind"] = judged.item.str.replace(r", \d+$", "", regex=True)
+    frame = judged.pivot_table(index="method", columns="kind", values="kept", sort=False).reset_index()
+    return Table("lesions-kept", "Contrast kept (%), by size and contrast", frame, "Means over all sources.", digits=0)
+
+
+def _seen(rows: pd.DataFrame) -> Table:
+    judged = _judged(rows)
+    judged = judged[(judged.contrast > 0) & (judged.source.isin(["sharp 10 %", "medium 100 %"]))]
+    judged = judged[judged.target == "medium 100 %"]
+    judged["kind"] = judged.item.str.replace(r", \d+$", "", regex=True)
+    judged["percent"] = _percent(judged.seen)
+    frame = judged.pivot_table(index="method", columns="kind", values="percent", sort=False).reset_index()
+    return Table(
+        "lesions-seen", "Lesions seen (%) in the hardest source, sharp 10 %", frame, "The reference beside it.", digits=0
+    )
