@@ -48,9 +48,10 @@ class LesionStudy:
         text = (
             "Spheres of 2, 3 and 4 mm that add 50, 100 or 200 HU to the lung, in places without larger vessels, and as "
             "many such places without one. The response is the amplitude of the best fit of the sphere as the target's "
-            f"kernel shows it, less what its surroundings add to it in the image without noise. A place counts as seen where its response exceeds what {100 * FALSE_SHARE:.0f} % of the "
-            "vacant places reach in the reference scan. Lost: seen in the reference, not in the image. Made up: vacant, "
-            "not seen in the reference, but in the image."
+            "kernel shows it, less what its surroundings add to it in the image without noise. A place counts as seen "
+            f"where its response exceeds what {100 * FALSE_SHARE:.0f} % of the vacant places reach in the reference "
+            "scan. Lost: seen in the reference, not in the image. Made up: vacant, not seen in the reference, but in "
+            "the image."
         )
         return Section("Small lesions", text, [_summary(rows), _by_kind(rows), _seen(rows)])
 
@@ -148,8 +149,8 @@ def _summary(rows: pd.DataFrame) -> Table:
 
 
 _COUNTS = (
-    "A noisy image makes lesions up too: compare with the untouched one. Contrast kept: mean of response over contrast, "
-    "all lesions; below 100 %, lesions have faded."
+    "A noisy image makes lesions up too: compare with the untouched one. Contrast kept: mean of response over "
+    "contrast, all lesions; below 100 %, lesions have faded."
 )
 
 
@@ -170,6 +171,5 @@ def _seen(rows: pd.DataFrame) -> Table:
     judged["kind"] = judged.item.str.replace(r", \d+$", "", regex=True)
     judged["percent"] = _percent(judged.seen)
     frame = judged.pivot_table(index="method", columns="kind", values="percent", sort=False).reset_index()
-    return Table(
-        "lesions-seen", "Lesions seen (%) in the hardest source, sharp 10 %", frame, "The reference beside it.", digits=0
-    )
+    title = "Lesions seen (%) in the hardest source, sharp 10 %"
+    return Table("lesions-seen", title, frame, "The reference beside it.", digits=0)

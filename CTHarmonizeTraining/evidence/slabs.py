@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from CTHarmonizeTraining.evidence.cases import Case, KnownNodule, Place, Scan
 from CTHarmonizeTraining.evidence.kept import fingerprint, kept
 from CTHarmonizeTraining.simulation import measurements, nodules, phantom, scan, shapes, trees
 from CTHarmonizeTraining.simulation.measurements import area_shares
-from CTHarmonizeTraining.simulation.noise import Exposure, add_noise
 from CTHarmonizeTraining.simulation.nodules import Nodule, paint_nodule
+from CTHarmonizeTraining.simulation.noise import Exposure, add_noise
 from CTHarmonizeTraining.simulation.phantom import HEIGHT, ChestPhantom
 from CTHarmonizeTraining.simulation.projector import Geometry, Grid, attenuation, forward_project
 from CTHarmonizeTraining.simulation.scan import reconstruct, seeded_generator
@@ -167,7 +167,7 @@ def _nodules(slab: Slab, chest: ChestPhantom, heights: np.ndarray, rng: np.rando
         diameter = float(np.exp(np.log(least) + share * np.log(most / least)))
         margin = diameter / 2 + 2.0
         whole = points[(points[:, 2] > heights[0] + margin) & (points[:, 2] < heights[-1] - margin)]
-        deep = whole[chest._lung(*whole.T) < -(diameter / 2 + 3.0)] if len(whole) else whole
+        deep = whole[chest.lung_distance(whole) < -(diameter / 2 + 3.0)]
         for centre in rng.permutation(deep)[:200]:
             if all(np.linalg.norm(centre - o.centre) > 0.75 * (diameter + o.diameter) + 4.0 for o in made):
                 break
@@ -225,8 +225,8 @@ def _places(
     return lesions, vacant
 
 
-def _sub_planes(z: float) -> Iterator[float]:
-    yield from z + ((np.arange(_SUB_SLICES) + 0.5) / _SUB_SLICES - 0.5) * THICKNESS
+def _sub_planes(z: float) -> np.ndarray:
+    return z + ((np.arange(_SUB_SLICES) + 0.5) / _SUB_SLICES - 0.5) * THICKNESS
 
 
 def _cover(nodule: Nodule, axis: np.ndarray, heights: np.ndarray) -> np.ndarray:

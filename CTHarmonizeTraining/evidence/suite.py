@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import time
@@ -28,7 +27,7 @@ from CTHarmonizeTraining.evidence.images import MEAN, Maker, installed, referenc
 from CTHarmonizeTraining.evidence.kept import fingerprint
 from CTHarmonizeTraining.evidence.lesions import LesionStudy
 from CTHarmonizeTraining.evidence.quality import QualityStudy
-from CTHarmonizeTraining.evidence.study import REFERENCE, UNTOUCHED, Finding, Image, Section, Study
+from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Section, Study
 from CTHarmonizeTraining.evidence.uncertainty import UncertaintyStudy
 from CTHarmonizeTraining.files import write_whole
 

@@ -63,7 +63,8 @@ def _coverage(error: np.ndarray, deviation: np.ndarray) -> Iterator[Finding]:
 
 def _found(error: np.ndarray, clean: np.ndarray, deviation: np.ndarray) -> Iterator[Finding]:
     yield Finding("AUROC of large errors", auroc(deviation, error >= np.quantile(error, LARGE_ERROR)))
-    yield Finding("AUROC of large errors, noise-free target", auroc(deviation, clean >= np.quantile(clean, LARGE_ERROR)))
+    large = clean >= np.quantile(clean, LARGE_ERROR)
+    yield Finding("AUROC of large errors, noise-free target", auroc(deviation, large))
     yield Finding("rank correlation of deviation and error", float(stats.spearmanr(deviation, error).statistic))
 
 

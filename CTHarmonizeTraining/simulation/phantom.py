@@ -99,6 +99,12 @@ class ChestPhantom:
         """Where the plane ``z`` lies in the lungs, with all that they hold: (size, size) bool."""
         return self._lung(self.axis[None, :], self.axis[:, None], z) < 0.0
 
+    def lung_distance(self, points: np.ndarray) -> np.ndarray:
+        """Signed distance (mm) of ``points`` (count, 3; x, y, z in mm) from the lungs' surface, negative inside."""
+        if not len(points):
+            return np.zeros(0)
+        return self._lung(*points.T)
+
     def truth(self) -> dict[str, Any]:
         """What the chest holds, as plain values: ``seed``, ``emphysema_percent`` (of the parenchyma, below -950 HU),
         ``lung_ml`` and ``nodules``, whose volume is that without spicules."""
