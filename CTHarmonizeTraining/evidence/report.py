@@ -18,7 +18,8 @@ from CTHarmonizeTraining.page import image, image_format, page
 
 _FACTS = "Data, models and settings"
 _NUMBER = re.compile(r"[-\N{MINUS SIGN}+<>±≈]?\s*\d")
-_NONE = "\N{EN DASH}"
+_BEFORE_DIGIT = re.compile(r"(?<![\w.])-(?=\.?\d)")
+_NONE, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 _RIGHT = ' class="n"'
 _PRINTED = (5.0, 9.0)  # smallest and largest type of a printed table, points
 _PRINTED_CHARACTERS = 108  # of the largest type, across the page
@@ -43,8 +44,8 @@ table{font-size:.92em;line-height:1.35;margin:.7em 0 1em}
 td,th{padding:.32em .75em;vertical-align:top;border-bottom:1px solid #d5d9dc}
 td:first-child,th:first-child{padding-left:.2em}
 thead th{vertical-align:bottom;border-bottom:2px solid #555;font-weight:600}
-tbody th{font-weight:400}
-tr.first>*{border-top:1px solid #777}
+tbody th{font-weight:400;white-space:nowrap}
+tr.first>*{border-top:2px solid #8a9299}
 td.n{white-space:nowrap}
 figure{margin:.6em 0 1.2em}
 figure img{display:block;height:auto}
@@ -54,13 +55,15 @@ code{font:.86em Consolas,"Liberation Mono",monospace;overflow-wrap:anywhere}
 body{font-size:10pt;max-width:none;margin:0;padding:0;color:#000}
 p{max-width:none}
 h1,h2,h3{break-after:avoid}
-h2{margin-top:1.4em}
+nav~section{break-before:page}
+nav~section h2{margin-top:0}
 p{orphans:3;widows:3}
 .note{break-after:avoid}
 nav,.summary{break-inside:avoid}
 .scroll{overflow:visible}
 table{font-size:var(--print,9pt)}
 td,th{padding:.25em .5em}
+tbody th{white-space:normal}
 thead{display:table-header-group}
 tr,figure,table.whole{break-inside:avoid}
 figure img{max-height:225mm;max-width:100%;width:auto}
@@ -164,6 +167,10 @@ def _table(table: Table) -> str:
     frame = table.frame
     texts = [[cell_text(value, table.digits) for value in frame.iloc[:, place]] for place in range(frame.shape[1])]
     kinds = [place > 0 and _is_numeric(frame.iloc[:, place]) for place in range(frame.shape[1])]
+    texts = [
+        [_BEFORE_DIGIT.sub(_MINUS, text) for text in column] if number else column
+        for column, number in zip(texts, kinds, strict=True)
+    ]
     heads = "".join(
         f'<th scope="col"{_RIGHT if number else ""}>{escape(str(name))}</th>'
         for name, number in zip(frame.columns, kinds, strict=True)
@@ -195,9 +202,8 @@ def cell_text(value: Any, digits: int) -> str:
         return "yes" if value else "no"
     if isinstance(value, (float, np.floating)):
         text = f"{value:.{digits}f}"
-        text = text.lstrip("-") if float(text) == 0.0 else text  # no -0.00
-        return text.replace("-", "\N{MINUS SIGN}")
-    return str(value).replace("-", "\N{MINUS SIGN}") if isinstance(value, (int, np.integer)) else str(value)
+        return text.lstrip("-") if float(text) == 0.0 else text  # no -0.00
+    return str(value)
 
 
 def _is_numeric(column: pd.Series) -> bool:
@@ -224,7 +230,8 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
     for key, value in facts.items():
         if key in plain:
             continue
-        yield f"<h3>{escape(_title(key))}</h3>"
+        title = _words(key)
+        yield f"<h3>{escape(title[:1].upper() + title[1:])}</h3>"
         if not value:
             yield "<p>None.</p>"
         elif not isinstance(value, Mapping):
@@ -237,7 +244,7 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _definitions(values: Mapping[str, Any]) -> str:
     lines = (
-        f'<tr><th scope="row">{escape(_title(key))}</th><td>{_value(value)}</td></tr>' for key, value in values.items()
+        f'<tr><th scope="row">{escape(_words(key))}</th><td>{_value(value)}</td></tr>' for key, value in values.items()
     )
     return f'<div class="scroll"><table style="--print:8.5pt"><tbody>{"".join(lines)}</tbody></table></div>'
 
@@ -245,7 +252,7 @@ def _definitions(values: Mapping[str, Any]) -> str:
 def _groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
     """A line for each group, a column for each key that one of them has."""
     keys = list(dict.fromkeys(key for group in groups.values() for key in group))
-    head = "".join(f'<th scope="col">{escape(_title(key))}</th>' for key in ("", *keys))
+    head = "".join(f'<th scope="col">{escape(_words(key))}</th>' for key in ("", *keys))
     lines = (
         f'<tr><th scope="row">{escape(str(name))}</th>'
         + "".join(f"<td>{_value(group.get(key))}</td>" for key in keys)
@@ -270,7 +277,5 @@ def _value(value: Any) -> str:
     return f"<code>{escape(text)}</code>" if re.fullmatch(r"[0-9a-f]{32,}", text) else escape(text)
 
 
-def _title(key: object) -> str:
-    """'weights_sha256' as 'Weights sha256'; names of methods and the like stay."""
-    text = str(key).replace("_", " ")
-    return text[:1].upper() + text[1:]
+def _words(key: object) -> str:
+    return str(key).replace("_", " ")

@@ -58,7 +58,7 @@ FRAME = pd.DataFrame(
         "method": ["untouched", "ctflow", EVIL],
         "bias, HU": [-0.001, -12.3456, np.nan],
         "nodules": [3, 4, 5],
-        "LAA-950 (95 %)": ["1.2 (0.9 to 1.5)", "2.0 (1.1 to 3.0)", "-"],
+        "LAA-950 (95 %)": ["1.2 (-0.9 to 1.5)", "2.0 (1.1 to 3.0)", "-"],
         "remark": ["one", "2 of 3", "none"],
     }
 )
@@ -112,7 +112,7 @@ def test_numbers_are_shown_with_the_tables_digits(made):
     text = made[1].read_text(encoding="utf-8")
     assert '<td class="n">0.0</td><td class="n">3</td>' in text
     assert '<td class="n">\N{MINUS SIGN}12.3</td>' in text and '<td class="n">\N{EN DASH}</td>' in text
-    assert '<td class="n">1.2 (0.9 to 1.5)</td>' in text and '<td class="n">-</td>' in text
+    assert '<td class="n">1.2 (\N{MINUS SIGN}0.9 to 1.5)</td>' in text and '<td class="n">-</td>' in text
     assert "<td>2 of 3</td>" in text
 
 
