@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from CTHarmonizeLib.errors import CannotRunError
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, in place of what is there. Raises CannotRunError; then nothing has changed."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path``, in place of what is there. Raises CannotRunError; then nothing has changed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none where the folder itself cannot be
+            partial.unlink()
         raise CannotRunError(f"'{path}' cannot be written: {error.strerror}.") from error

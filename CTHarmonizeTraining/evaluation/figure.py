@@ -71,7 +71,7 @@ def draw(
             else:
                 low, high = view.level - view.width / 2, view.level + view.width / 2
                 grey = axes.imshow(part, cmap="gray", vmin=low, vmax=high, interpolation="lanczos")
-            _scale_bar(axes, part.shape, view.bar, spacing)
+            scale_bar(axes, part.shape, view.bar, spacing)
             mark_sides(axes, scans.true.sides)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
@@ -114,25 +114,25 @@ def _views(regions: Regions, number: int, spacing: float) -> list[View]:
     if lung.any():
         labels, _ = ndimage.label(ndimage.binary_closing(lung, iterations=4))
         largest = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
-        views.append(View("Lung", _square(_middle(largest), body.shape, spacing), -600.0, 1500.0, 20))
-    middle = _middle(bone if bone.any() else body)
+        views.append(View("Lung", _square(densest(largest), body.shape, spacing), -600.0, 1500.0, 20))
+    middle = densest(bone if bone.any() else body)
     detail = _square(middle, body.shape, spacing)
     views += [View("Soft tissue", detail, 50.0, 400.0, 20), View("Bone", detail, 400.0, 1800.0, 20)]
     return views
 
 
-def _middle(mask: np.ndarray) -> tuple[float, float]:
-    """The place in ``mask`` with most of it around."""
+def densest(mask: np.ndarray) -> tuple[float, float]:
+    """The place (row, column) in ``mask`` with most of it around."""
     dense = ndimage.gaussian_filter(mask.astype(np.float32), 24.0)
     return np.unravel_index(int(np.argmax(np.where(mask, dense, 0.0))), mask.shape)
 
 
 def _square(middle: tuple[float, float], shape: tuple[int, int], spacing: float) -> tuple[slice, slice]:
-    return _centred(middle, min(int(_DETAIL_MM / spacing), *shape), shape)
+    return square_at(middle, min(int(_DETAIL_MM / spacing), *shape), shape)
 
 
-def _centred(middle: tuple[float, float], side: int, shape: tuple[int, int]) -> tuple[slice, slice]:
-    """A square of ``side`` pixels around ``middle``, as near as the image allows."""
+def square_at(middle: tuple[float, float], side: int, shape: tuple[int, int]) -> tuple[slice, slice]:
+    """A square of ``side`` pixels around ``middle`` (row, column), as near as an image of ``shape`` allows."""
     starts = (int(np.clip(round(at - side / 2), 0, size - side)) for at, size in zip(middle, shape, strict=True))
     return tuple(slice(start, start + side) for start in starts)
 
@@ -142,10 +142,10 @@ def _around(mask: np.ndarray, spacing: float) -> tuple[slice, slice]:
     places = np.argwhere(mask)
     low, high = places.min(0), places.max(0) + 1
     side = min(int((high - low).max() + 12.0 / spacing), *mask.shape)
-    return _centred((low + high) / 2, side, mask.shape)
+    return square_at((low + high) / 2, side, mask.shape)
 
 
-def _scale_bar(axes, shape: tuple[int, int], length: int, spacing: float) -> None:
+def scale_bar(axes, shape: tuple[int, int], length: int, spacing: float) -> None:
     """A bar of ``length`` mm in the lower left corner; shorter where the part is too small for it."""
     from matplotlib import patheffects
 

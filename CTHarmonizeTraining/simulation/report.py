@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeTraining.files import write_whole
+from CTHarmonizeTraining.page import image, page
 from CTHarmonizeTraining.simulation.checks import CYLINDER_MM, Curve, WaterCylinder, wire_mtf
 from CTHarmonizeTraining.simulation.pair import Side
 from CTHarmonizeTraining.simulation.scanner import Scanner
@@ -23,12 +23,6 @@ DOSES = (0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 400.0)
 
 _COLOURS = {"source": "#c2571a", "target": "#1f6fb4"}
 _WINDOWS = (("Lung", -600.0, 1500.0), ("Soft tissue", 40.0, 400.0))
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}"
-    "img{max-width:100%}table{border-collapse:collapse;margin:1em 0}"
-    "td,th{border-bottom:1px solid #ccc;padding:.25em .9em .25em 0;text-align:left}"
-    "td.n,th.n{text-align:right}h2{margin-top:1.6em}"
-)
 
 
 @dataclass(frozen=True)
@@ -121,9 +115,7 @@ def write_report(
         "<h2>Settings</h2>",
         _table(("", ""), [(key, _plain(value)) for key, value in facts.items()], 3),
     ]
-    page = f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-    page += f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    write_whole(path, page)
+    write_whole(path, page(title, "".join(parts)))
 
 
 def _slices(volumes: Mapping[str, Volume], sides: Mapping[str, Side]):
@@ -134,8 +126,8 @@ def _slices(volumes: Mapping[str, Volume], sides: Mapping[str, Side]):
     grid = figure.subplots(len(_WINDOWS), len(volumes), squeeze=False)
     for row, (window, level, width) in zip(grid, _WINDOWS, strict=True):
         for axes, (name, volume) in zip(row, volumes.items(), strict=True):
-            image = volume.hu[volume.shape[0] // 2]
-            drawn = axes.imshow(image, cmap="gray", vmin=level - width / 2, vmax=level + width / 2)
+            middle = volume.hu[volume.shape[0] // 2]
+            drawn = axes.imshow(middle, cmap="gray", vmin=level - width / 2, vmax=level + width / 2)
             axes.set(xticks=[], yticks=[])
             side = sides.get(name)
             text = f"{name.replace('_', ' ')}"
@@ -190,8 +182,7 @@ def _noise(sides: Mapping[str, Side], measured: Mapping[str, Measured]):
 def _image(figure, text: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
+    return image(buffer.getvalue(), text)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple], digits: int) -> str:
