@@ -22,9 +22,13 @@ COMMANDS = {
     "calibrate": "evaluation.calibration:calibrate",
     "evaluate": "evaluation.pairs_table:evaluate",
     "compare": "evaluation.comparison:compare",
+    "report": "evidence.command:report",
     "reconstruct": "reconstruction.comparison:reconstruct",
 }
 """Module and function of each; only the one that is asked for is imported."""
+
+SUITE = "evidence.command:evaluate_suite"
+"""What 'evaluate' is with the option --suite: of many methods, with options of its own."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +60,12 @@ def run(arguments: list[str]) -> None:
         raise SystemExit(0)
     if name not in COMMANDS:
         raise InputError(f"There is no command '{name}'{near(name, COMMANDS)}: give one of {', '.join(COMMANDS)}.")
-    module, _, function = COMMANDS[name].partition(":")
+    place = COMMANDS[name]
+    if name == "evaluate" and any(option.partition("=")[0] == "--suite" for option in options):
+        place = SUITE
+        if not options[0].startswith("-"):
+            options.insert(0, "--output")
+    module, _, function = place.partition(":")
     command = getattr(import_module(f"CTHarmonizeTraining.{module}"), function)
     run_command(command, options, f"ctharmonize-train {name}", _DEBUG)
 
@@ -70,7 +79,8 @@ def _help() -> str:
         parts = ast.parse(file.read_text(encoding="utf-8")).body
         found = next(part for part in parts if isinstance(part, ast.FunctionDef) and part.name == function)
         lines.append(f"  {name:<12} {ast.get_docstring(found).splitlines()[0]}")
-    return "\n".join([*lines, "", "ctharmonize-train COMMAND --help: its options", _DEBUG])
+    suite = "ctharmonize-train evaluate --suite papers: all methods, what the papers measured, one report"
+    return "\n".join([*lines, "", "ctharmonize-train COMMAND --help: its options", suite, _DEBUG])
 
 
 _DEBUG = "--debug, anywhere: show the traceback of an error"

@@ -25,6 +25,7 @@ from CTHarmonizeTraining.evaluation.invariance import machine_name
 from CTHarmonizeTraining.evidence.cases import Case, Scan
 from CTHarmonizeTraining.evidence.kept import fingerprint, keep, kept
 from CTHarmonizeTraining.evidence.study import REFERENCE, UNTOUCHED, Image
+from CTHarmonizeTraining.training.origin import check_test_data
 
 MEAN, ONE = "mean", "one image"
 """What is shown of a method that draws samples: after a comma behind its name."""
@@ -65,6 +66,11 @@ class Maker:
     def draws(self) -> bool:
         """Whether the method draws samples."""
         return self.method.stochastic
+
+    def check_unseen(self, seeds: Sequence[int]) -> None:
+        """Raise InputError where the model was trained on one of these chests."""
+        if self.choice.model and "sources" in (trained := self.choice.model.card["training"]):
+            check_test_data(trained, None, seeds)
 
     def facts(self) -> dict:
         """What its images depend on, but for the scans."""

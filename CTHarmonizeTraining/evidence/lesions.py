@@ -43,6 +43,13 @@ class LesionStudy:
             found.append(Finding("response", value, place.contrast, f"{kind}, {count[kind]}"))
         return found
 
+    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Lesions lost and made up, percent."""
+        judged = _judged(rows)
+        lost = judged[(judged.contrast > 0) & judged.seen_in_reference].groupby("method").seen.mean()
+        invented = judged[(judged.contrast == 0) & ~judged.seen_in_reference].groupby("method").seen.mean()
+        return pd.DataFrame({"lesions lost, %": _percent(1.0 - lost), "lesions made up, %": _percent(invented)})
+
     def section(self, rows: pd.DataFrame) -> Section:
         """Contrast kept, lesions lost and made up, by method and source."""
         text = (

@@ -70,6 +70,13 @@ class QualityStudy:
             "SSIM": measures.ssim(image, truth, mask),
         }
 
+    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """RMSE in the body, and the largest bias but bone's."""
+        error = rows[(rows.measure == "RMSE") & (rows.item == "axial, body")].groupby("method").value.mean()
+        biases = rows[(rows.measure == "bias") & (rows.item != "bone")]
+        largest = biases.groupby("method").value.agg(lambda values: values.abs().max())
+        return pd.DataFrame({"RMSE, HU": error, "largest HU bias": largest})
+
     def section(self, rows: pd.DataFrame) -> Section:
         """Tables of all mappings, and in the shapes of the papers' tables."""
         low, high = measures.SCORE_WINDOW

@@ -88,6 +88,10 @@ class Study(Protocol):
     def measure(self, case: Case, image: Image) -> list[Finding]:
         """All findings in ``image``; the same measures and items whatever the method."""
 
+    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """A few columns for the report's summary, a line for each method (the index), of ``rows`` as in
+        :meth:`section`, but only those that lead to the medium kernel."""
+
     def section(self, rows: pd.DataFrame) -> Section:
         """The report's part, from all findings of this study, a line each.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,17 @@ from CTHarmonizeLib.request import Request
 from CTHarmonizeLib.version import __version__
 from CTHarmonizeTraining.console import say
 from CTHarmonizeTraining.evaluation import measures
+from CTHarmonizeTraining.evaluation.perception import available
+from CTHarmonizeTraining.evaluation.scores import Distances
 from CTHarmonizeTraining.evidence import slabs, uncertainty
 from CTHarmonizeTraining.evidence.cases import Case, Scan
 from CTHarmonizeTraining.evidence.images import MEAN, Maker, installed, reference, untouched
 from CTHarmonizeTraining.evidence.kept import fingerprint
 from CTHarmonizeTraining.evidence.lesions import LesionStudy
+from CTHarmonizeTraining.evidence.pictures import example_figure
 from CTHarmonizeTraining.evidence.quality import QualityStudy
-from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Section, Study
+from CTHarmonizeTraining.evidence.report import write_report
+from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Picture, Section, Study, Table
 from CTHarmonizeTraining.evidence.uncertainty import UncertaintyStudy
 from CTHarmonizeTraining.files import write_whole
 
@@ -44,6 +50,13 @@ MAPPINGS = (
 )
 """Source and target: less dose and other kernels, and, at full dose, the three pairs of kernels of CTFlow's table 2."""
 
+EXAMPLES = (MAPPINGS[3], MAPPINGS[0], MAPPINGS[7])
+SHOWN = ("mtf-filter", "unet", "sngan", "ctflow")
+"""Mappings and methods of the example pictures."""
+
+TITLE = "Does harmonization make measurements agree?"
+MEASUREMENTS, FACTS, EXAMPLE_PICTURES = "measurements.csv", "facts.json", "examples"
+
 SAMPLES_MEAN = "mean over samples"
 """Of a measure that was taken in each sample: behind the method's name, after a comma."""
 
@@ -51,9 +64,9 @@ _COLUMNS = ["study", "case", "method", "source", "target", "item", "measure", "v
 _SAME = ["study", "case", "target", "item", "measure"]
 
 
-def studies() -> list[Study]:
-    """All that can be run here."""
-    return [QualityStudy(), LesionStudy(), UncertaintyStudy()]
+def studies(distances: Distances | None = None) -> list[Study]:
+    """All of them; ``distances``: LPIPS by backbone."""
+    return [QualityStudy(distances), LesionStudy(), UncertaintyStudy()]
 
 
 def run(
@@ -62,9 +75,10 @@ def run(
     names: Sequence[str] | None,
     request: Request,
     cache: Path | None = None,
-    slices: int | None = None,
-) -> pd.DataFrame:
-    """All findings, also written with the report to ``output``.
+    slices: int = 24,
+    lpips: Sequence[str] = (),
+) -> None:
+    """Leave all measurements, with what they depend on and example pictures, in ``output``.
 
     ``seeds`` of the chests; ``names`` of the methods (None: all that can run); ``request``: samples, seed, device and
     precision. What was found is kept, so that a stopped run goes on and a changed study is measured again alone.
@@ -77,25 +91,41 @@ def run(
         raise InputError(f"No method can run here: {'; '.join(missing.values())}")
     for name, reason in missing.items():
         say(f"{name} is left out: {reason}")
-    chosen = studies()
     makers = [Maker(_asked(request, name), cache / "images") for name in found]
-    cases = slabs.slabs(seeds, **({} if slices is None else {"slices": slices}))
-    desk = _Desk(output / "findings", chosen, makers, missing)
-    rows = pd.DataFrame(desk.rows(slabs.case_of(slab, cache, say) for slab in cases), columns=_COLUMNS)
-    rows = joined(rows)
-    write_whole(output / "measurements.csv", rows.to_csv(index=False))
+    for maker in makers:
+        maker.check_unseen(seeds)
+    distances = available(lpips, makers[0].device)
+    cases = slabs.slabs(seeds, slices=slices)
+    desk = _Desk(output, studies(distances), makers, missing)
+    rows = joined(pd.DataFrame(desk.rows(slabs.case_of(slab, cache, say) for slab in cases), columns=_COLUMNS))
+    write_whole(output / MEASUREMENTS, rows.to_csv(index=False))
     facts = {
-        "version": __version__,
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "cases": [asdict(slab) for slab in cases],
-        "methods": {maker.request.method: maker.facts() for maker in makers},
-        "seconds a slice": desk.seconds(),
+        "CTHarmonize": __version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "minutes": round((time.perf_counter() - start) / 60.0, 1),
+        "cases": {f"phantom:{slab.seed}": asdict(slab) for slab in cases},
+        "methods": {
+            maker.request.method: maker.facts() | {"seconds a slice": desk.seconds(maker)} for maker in makers
+        },
+        "LPIPS": {backbone: found.about for backbone, found in distances.items()},
         "left out": desk.left_out,
         "warnings": {maker.request.method: maker.told for maker in makers if maker.told},
+        **versions(),
     }
-    write_whole(output / "facts.json", as_json(facts, indent=1))
-    say(f"measured in {(time.perf_counter() - start) / 60:.0f} min")
-    return rows
+    write_whole(output / FACTS, as_json(facts, indent=1))
+
+
+def write(output: Path) -> Path:
+    """The report of what :func:`run` left in ``output``; returns its path. Raises InputError where there is nothing."""
+    try:
+        rows = pd.read_csv(output / MEASUREMENTS, keep_default_na=False, na_values=[""], dtype={"item": str})
+        facts = json.loads((output / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{output}' holds no measurements of 'evaluate --suite'.") from error
+    rows["item"] = rows["item"].fillna("")
+    chosen = studies()
+    parts = [_summary(rows, chosen, facts), _examples(output), *_sections(rows, chosen)]
+    return write_report(output, TITLE, facts, parts)
 
 
 def _asked(request: Request, name: str) -> Request:
@@ -111,16 +141,17 @@ def joined(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Desk:
-    """Measures images, and keeps what it found in ``folder``."""
+    """Measures images; keeps what it found, and example pictures, in ``folder``."""
 
     def __init__(self, folder: Path, chosen: Sequence[Study], makers: Sequence[Maker], missing: dict[str, str]) -> None:
         self.folder, self.studies, self.makers = folder, chosen, makers
         self.left_out = dict(missing)
         self._seconds: dict[str, list[float]] = {}
 
-    def seconds(self) -> dict[str, float]:
-        """Of each method, for a slice: the median over scans."""
-        return {name: float(np.median(values)) for name, values in self._seconds.items()}
+    def seconds(self, maker: Maker) -> float | None:
+        """What a method takes for a slice: the median over scans."""
+        taken = self._seconds.get(maker.request.method)
+        return None if taken is None else round(float(np.median(taken)), 3)
 
     def rows(self, cases: Iterable[Case]) -> Iterator[dict]:
         """All findings in all cases."""
@@ -131,12 +162,15 @@ class _Desk:
                 yield from self._measured(case, [untouched(case, source, target)], self.studies)
                 for maker in self.makers:
                     yield from self._made(maker, case, source, target)
+                if (source, target) in EXAMPLES:
+                    self._draw(case, source, target)
 
     def _made(self, maker: Maker, case: Case, source: Scan, target: Scan) -> Iterator[dict]:
         """Findings in what a method makes of a scan, of an earlier run where they are known."""
         name = maker.request.method
         key = maker.key(case, source, target)
-        places = {study: self.folder / f"{name}-{key}-{study.name}-{_code(study)}.json" for study in self.studies}
+        folder = self.folder / "findings"
+        places = {study: folder / f"{name}-{key}-{study.name}-{_code(study)}.json" for study in self.studies}
         due = [study for study, place in places.items() if not place.is_file()]
         if due:
             try:
@@ -151,6 +185,21 @@ class _Desk:
         for place in places.values():
             for row in json.loads(place.read_text(encoding="utf-8")):
                 yield {name: np.nan if value is None else value for name, value in row.items()}
+
+    def _draw(self, case: Case, source: Scan, target: Scan) -> None:
+        """Leave a picture of what some methods make of the scan, of one case."""
+        path = self.folder / EXAMPLE_PICTURES / f"{source.kernel}-{source.dose:g}-{target.kernel}.png"
+        if path.is_file():
+            return
+        shown = [untouched(case, source, target)]
+        for maker in self.makers:
+            if maker.request.method in SHOWN:
+                try:
+                    shown.append(maker.images(case, source, target)[0])
+                except InputError:
+                    continue  # told where it is measured
+        middle = len(case.truth) // 2
+        write_whole(path, example_figure(case, shown, case.seen(case.references[target]), middle).content)
 
     def _measured(self, case: Case, shown: Sequence[Image], chosen: Sequence[Study]) -> Iterator[dict]:
         for study in chosen:
@@ -197,10 +246,62 @@ def _code(study: Study) -> str:
     return fingerprint(inspect.getfile(type(study)), measures)[:8]
 
 
-def sections(rows: pd.DataFrame, chosen: Sequence[Study]) -> list[Section]:
+def _summary(rows: pd.DataFrame, chosen: Sequence[Study], facts: dict) -> Section:
+    """What a reader who reads no further should know."""
+    towards = rows[rows.target == str(MEDIUM)]
+    heads = [study.headline(towards[towards.study == study.name]) for study in chosen]
+    frame = pd.concat(heads, axis=1)
+    order = [name for name in rows.method.unique() if name in frame.index]
+    frame = frame.loc[order].rename_axis("method").reset_index()
+    cases = len(facts["cases"])
+    text = (
+        f"{cases} simulated chests with known emphysema, nodules and small lesions were scanned with smooth, medium "
+        "and sharp kernels at 10, 25 and 100 % dose, and harmonized to a medium kernel at 100 %. A method helps where "
+        "it is nearer to the reference, a scan of that kind with noise of its own, than the untouched scan is. "
+        "Simulated data favour the learned methods, which were trained on scans of the same simulator; no patient's "
+        "scan was judged here."
+    )
+    note = (
+        "Means over the chests and over all sources that lead to the medium kernel (the bias: the largest). Methods "
+        "that cannot set the kernel leave it as it was. The physics-informed GAN aims at the anatomy without blur and "
+        "noise, not at the reference."
+    )
+    return Section("What was found", text, [Table("summary", "All methods", frame, note, digits=1)])
+
+
+def _sections(rows: pd.DataFrame, chosen: Sequence[Study]) -> list[Section]:
     """The report's parts, one of each study, and the intervals of all."""
     made = [study.section(rows[rows.study == study.name]) for study in chosen]
     if rows.low.notna().any():
         words = "Measures that were taken in each of the samples have an interval."
         made.append(Section("Intervals of measures", words, [uncertainty.intervals(rows)]))
     return made
+
+
+def _examples(output: Path) -> Section:
+    """Example slices that the run left."""
+    parts = []
+    for source, target in EXAMPLES:
+        path = output / EXAMPLE_PICTURES / f"{source.kernel}-{source.dose:g}-{target.kernel}.png"
+        if path.is_file():
+            title = f"{source} to {target}".capitalize()
+            parts.append(Picture(f"example-{path.stem}", title, path.read_bytes(), _EXAMPLE_NOTE))
+    text = "One slice of the first chest, in lung and soft-tissue windows, with the difference to the reference scan."
+    return Section("Examples", text, parts)
+
+
+_EXAMPLE_NOTE = (
+    "The reference has noise of its own, which is in every difference. Deviation: of methods that draw samples."
+)
+
+
+def versions() -> dict[str, str]:
+    """Of what computes, for the report's facts."""
+    names = ("torch", "numpy", "scipy", "scikit-image", "monai", "pyradiomics")
+    found = {"Python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -42,6 +42,11 @@ class UncertaintyStudy:
         clean = np.abs(case.clean[image.target.kernel] - image.hu)[case.body][::_EVERY]
         return [*_coverage(error, deviation), *_found(np.abs(error), clean, deviation), *_bins(error, deviation)]
 
+    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Coverage of the 95 % intervals of voxels, percent."""
+        held = rows[(rows.measure == "coverage") & (rows.item == "95 %")].groupby("method").value.mean()
+        return pd.DataFrame({"voxels in their 95 % interval, %": 100.0 * held})
+
     def section(self, rows: pd.DataFrame) -> Section:
         """Tables of coverage and of what the deviation finds; the reliability diagram."""
         text = (
