@@ -16,9 +16,10 @@ import pandas as pd
 from CTHarmonizeLib.ct.acquisition import target_mtf
 from CTHarmonizeTraining.evidence.cases import Case, Place
 from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Section, Table
+from CTHarmonizeTraining.evidence.uncertainty import auroc
 
-FALSE_SHARE = 0.05
-"""Share of vacant places that count as lesions in the reference scan: where the threshold lies."""
+THRESHOLD = 25.0
+"""HU of response from which on a place counts as a lesion: half the faintest contrast, midway between one and none."""
 
 _AROUND_MM = 3.0  # beyond the lesion, over which the constant is fitted
 _FINE = 8  # parts of a voxel along each axis in which a sphere is counted
@@ -44,23 +45,26 @@ class LesionStudy:
         return found
 
     def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Lesions lost and made up, percent."""
+        """Lesions lost and made up, percent, and the contrast kept."""
         judged = _judged(rows)
-        lost = judged[(judged.contrast > 0) & judged.seen_in_reference].groupby("method").seen.mean()
-        invented = judged[(judged.contrast == 0) & ~judged.seen_in_reference].groupby("method").seen.mean()
-        return pd.DataFrame({"lesions lost, %": _percent(1.0 - lost), "lesions made up, %": _percent(invented)})
+        lesions, vacant = judged[judged.contrast > 0], judged[judged.contrast == 0]
+        return 100.0 * pd.DataFrame(
+            {
+                "lesions lost, %": 1.0 - lesions.groupby("method").seen.mean(),
+                "lesions made up, %": vacant.groupby("method").seen.mean(),
+            }
+        )
 
     def section(self, rows: pd.DataFrame) -> Section:
         """Contrast kept, lesions lost and made up, by method and source."""
         text = (
             "Spheres of 2, 3 and 4 mm that add 50, 100 or 200 HU to the lung, in places without larger vessels, and as "
             "many such places without one. The response is the amplitude of the best fit of the sphere as the target's "
-            "kernel shows it, less what its surroundings add to it in the image without noise. A place counts as seen "
-            f"where its response exceeds what {100 * FALSE_SHARE:.0f} % of the vacant places reach in the reference "
-            "scan. Lost: seen in the reference, not in the image. Made up: vacant, not seen in the reference, but in "
-            "the image."
+            "kernel shows it, less what its surroundings add to it in the image without noise: the contrast that a "
+            f"reader who knows the place would measure. A place counts as a lesion from {THRESHOLD:g} HU on, half the "
+            "faintest contrast: lesions below are lost, vacant places above are made up."
         )
-        return Section("Small lesions", text, [_summary(rows), _by_kind(rows), _seen(rows)])
+        return Section("Small lesions", text, [_summary(rows), _by_kind(rows), _lost(rows)])
 
 
 def response(hu: np.ndarray, place: Place, kernel: str, spacing: tuple[float, float, float]) -> float:
@@ -115,68 +119,56 @@ def _template(
 
 
 def _judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with ``diameter``, ``contrast``, ``seen``, and ``seen_in_reference``."""
-    rows = rows[rows.value.notna()].copy()
-    rows["diameter"] = rows.item.str.extract(r"^([\d.]+) mm", expand=False).astype(float)
-    rows["contrast"] = rows.truth
-    vacant = rows[(rows.contrast == 0) & (rows.method == REFERENCE)]
-    threshold = vacant.groupby(["target", "diameter"]).value.quantile(1.0 - FALSE_SHARE).rename("threshold")
-    rows = rows.join(threshold, on=["target", "diameter"])
-    rows["seen"] = rows.value > rows.threshold
-    rows["seen_in_reference"] = rows.reference > rows.threshold
-    return rows
-
-
-def _percent(share: pd.Series | float) -> float:
-    return 100.0 * share
+    """Rows with their ``contrast``, ``kind`` (3 mm, 50 HU), and whether they count as ``seen``."""
+    rows = rows[rows.value.notna()]
+    kind = rows["item"].str.replace(r", \d+$", "", regex=True)
+    return rows.assign(contrast=rows.truth, kind=kind, seen=rows.value >= THRESHOLD)
 
 
 def _summary(rows: pd.DataFrame) -> Table:
-    judged = _judged(rows)
     lines = []
-    for (source, target, method), part in judged.groupby(["source", "target", "method"], sort=False):
+    for (source, target, method), part in _judged(rows).groupby(["source", "target", "method"], sort=False):
         lesions, vacant = part[part.contrast > 0], part[part.contrast == 0]
-        seen, unseen = lesions[lesions.seen_in_reference], vacant[~vacant.seen_in_reference]
+        faint = part[part.contrast <= lesions.contrast.min()]
         lines.append(
             {
                 "source": source,
                 "target": target,
                 "method": method,
-                "contrast kept (%)": _percent((lesions.value / lesions.contrast).mean()),
+                "contrast kept (%)": 100.0 * (lesions.value / lesions.contrast).mean(),
                 "response where vacant, SD (HU)": vacant.value.std(),
-                "seen (%)": _percent(lesions.seen.mean()),
-                "lost (%)": _percent((~seen.seen).mean()),
-                "made up (%)": _percent(unseen.seen.mean()),
-                "lesions": len(lesions),
-                "vacant places": len(vacant),
+                "lost (%)": 100.0 * (1.0 - lesions.seen.mean()),
+                "made up (%)": 100.0 * vacant.seen.mean(),
+                "AUC, faintest": 100.0 * auroc(faint.value.to_numpy(), faint.contrast.to_numpy() > 0),
             }
         )
-    frame = pd.DataFrame(lines)
-    return Table("lesions", "Contrast kept, lesions lost and made up", frame, _COUNTS, digits=1)
-
-
-_COUNTS = (
-    "A noisy image makes lesions up too: compare with the untouched one. Contrast kept: mean of response over "
-    "contrast, all lesions; below 100 %, lesions have faded."
-)
+    judged = _judged(rows[rows.method == REFERENCE]).groupby("target").contrast
+    counts = f"{int((judged.get_group(next(iter(judged.groups))) > 0).sum())} lesions"
+    note = (
+        f"{counts} and as many vacant places in each row. Contrast kept: mean of response over contrast; below 100 %, "
+        "lesions have faded. AUC (%): how well the response tells the faintest lesions from vacant places, whatever "
+        "the threshold."
+    )
+    return Table("lesions", "Contrast kept, lesions lost and made up", pd.DataFrame(lines), note, digits=1)
 
 
 def _by_kind(rows: pd.DataFrame) -> Table:
     """Contrast kept of each size and contrast, over all sources that lead to the medium kernel."""
     judged = _judged(rows)
     judged = judged[(judged.contrast > 0) & (judged.target == "medium 100 %")]
-    judged["kept"] = _percent(judged.value / judged.contrast)
-    judged["kind"] = judged.item.str.replace(r", \d+$", "", regex=True)
+    judged["kept"] = 100.0 * judged.value / judged.contrast
     frame = judged.pivot_table(index="method", columns="kind", values="kept", sort=False).reset_index()
     return Table("lesions-kept", "Contrast kept (%), by size and contrast", frame, "Means over all sources.", digits=0)
 
 
-def _seen(rows: pd.DataFrame) -> Table:
+def _lost(rows: pd.DataFrame) -> Table:
     judged = _judged(rows)
-    judged = judged[(judged.contrast > 0) & (judged.source.isin(["sharp 10 %", "medium 100 %"]))]
+    judged = judged[(judged.contrast > 0) & judged.source.isin([_HARDEST, "medium 100 %"])]
     judged = judged[judged.target == "medium 100 %"]
-    judged["kind"] = judged.item.str.replace(r", \d+$", "", regex=True)
-    judged["percent"] = _percent(judged.seen)
-    frame = judged.pivot_table(index="method", columns="kind", values="percent", sort=False).reset_index()
-    title = "Lesions seen (%) in the hardest source, sharp 10 %"
-    return Table("lesions-seen", title, frame, "The reference beside it.", digits=0)
+    judged["lost"] = 100.0 * (1.0 - judged.seen)
+    frame = judged.pivot_table(index="method", columns="kind", values="lost", sort=False).reset_index()
+    return Table("lesions-lost", f"Lesions lost (%) in the hardest source, {_HARDEST}", frame, _BESIDE, digits=0)
+
+
+_HARDEST = "sharp 10 %"
+_BESIDE = "The reference beside it."

@@ -188,7 +188,7 @@ class _Desk:
 
     def _draw(self, case: Case, source: Scan, target: Scan) -> None:
         """Leave a picture of what some methods make of the scan, of one case."""
-        path = self.folder / EXAMPLE_PICTURES / f"{source.kernel}-{source.dose:g}-{target.kernel}.png"
+        path = _example(self.folder, source, target)
         if path.is_file():
             return
         shown = [untouched(case, source, target)]
@@ -278,11 +278,15 @@ def _sections(rows: pd.DataFrame, chosen: Sequence[Study]) -> list[Section]:
     return made
 
 
+def _example(output: Path, source: Scan, target: Scan) -> Path:
+    return output / EXAMPLE_PICTURES / f"{source.kernel}-{source.dose:g}-{target.kernel}.jpg"
+
+
 def _examples(output: Path) -> Section:
     """Example slices that the run left."""
     parts = []
     for source, target in EXAMPLES:
-        path = output / EXAMPLE_PICTURES / f"{source.kernel}-{source.dose:g}-{target.kernel}.png"
+        path = _example(output, source, target)
         if path.is_file():
             title = f"{source} to {target}".capitalize()
             parts.append(Picture(f"example-{path.stem}", title, path.read_bytes(), _EXAMPLE_NOTE))

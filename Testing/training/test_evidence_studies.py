@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from CTHarmonizeLib.ct.volume import Roi
-from CTHarmonizeTraining.evidence import lesions, uncertainty
+from CTHarmonizeTraining.evidence import uncertainty
 from CTHarmonizeTraining.evidence.cases import Case, Place, Scan
 from CTHarmonizeTraining.evidence.lesions import LesionStudy, response
 from CTHarmonizeTraining.evidence.quality import QualityStudy
@@ -104,10 +104,10 @@ def test_lesions_lost_and_made_up_are_counted():
     section = study.section(table)
     line = section.parts[0].frame.set_index("method").loc[UNTOUCHED]
     assert line["lost (%)"] == pytest.approx(25.0)
-    # one of four vacant places sets the threshold, three are left
-    assert line["made up (%)"] == pytest.approx(100.0 / 3.0, abs=0.1)
+    assert line["made up (%)"] == pytest.approx(25.0)
+    assert line["AUC, faintest"] == pytest.approx(75.0)  # 12 of 16 pairs
     assert line["contrast kept (%)"] == pytest.approx(70.0, abs=6.0)
-    assert {part.name for part in section.parts} == {"lesions", "lesions-kept", "lesions-seen"}
+    assert {part.name for part in section.parts} == {"lesions", "lesions-kept", "lesions-lost"}
 
 
 def noisy(deviation: np.ndarray, told: np.ndarray) -> tuple[Case, Image]:
@@ -170,17 +170,6 @@ def test_quality_of_a_shifted_image_is_the_shift():
     found = QualityStudy().measure(one, Image("unet", SOURCE, TARGET, np.rint(clean + 7.0).astype(np.int16)))
     for item in ("axial, body", "coronal, body", "sagittal, body"):
         assert of(found, "RMSE")[item] == pytest.approx(7.0, abs=0.3)  # few columns, rounded
-        assert of(found, "PSNR")[item] == pytest.approx(20 * np.log10(2000 / 7.0), abs=0.1)
+        assert of(found, "PSNR")[item] == pytest.approx(20 * np.log10(2000 / 7.0), abs=0.3)
     assert of(found, "bias")["lung"] == pytest.approx(7.0, abs=0.05)
     assert of(found, "NRMSE")["axial, body"] == pytest.approx(700.0 / np.ptp(clean), rel=0.02)
-
-
-def test_threshold_lies_where_few_vacant_places_reach():
-    table = pd.DataFrame(
-        {
-            "method": REFERENCE, "target": "medium 100 %", "source": "medium 100 %", "case": "a",
-            "item": [f"3 mm, vacant, {n}" for n in range(100)], "measure": "response",
-            "value": np.arange(100.0), "truth": 0.0, "reference": np.arange(100.0),
-        }
-    )  # fmt: skip
-    assert lesions._judged(table).seen.sum() == 5
