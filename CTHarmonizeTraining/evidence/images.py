@@ -23,14 +23,17 @@ from CTHarmonizeLib.request import Request, choose, plan
 from CTHarmonizeTraining.evaluation.candidates import dose_like, towards
 from CTHarmonizeTraining.evaluation.invariance import machine_name
 from CTHarmonizeTraining.evidence.cases import Case, Scan
-from CTHarmonizeTraining.evidence.kept import fingerprint, keep, kept
+from CTHarmonizeTraining.evidence.kept import fingerprint, kept
 from CTHarmonizeTraining.evidence.study import REFERENCE, UNTOUCHED, Image
 from CTHarmonizeTraining.training.origin import check_test_data
 
 MEAN, ONE = "mean", "one image"
 """What is shown of a method that draws samples: after a comma behind its name."""
 
-_COMPUTING = ("ct", "methods", "networks", "engine.py", "latents.py", "passthrough.py", "request.py", "statistics.py")
+_COMPUTING = (
+    "ct/acquisition.py", "ct/describe.py", "ct/edge.py", "ct/kernels.py", "ct/measure.py", "ct/mtf.py", "denoising.py",
+    "engine.py", "latents.py", "methods", "networks", "passthrough.py", "request.py", "statistics.py", "tiling.py",
+)  # fmt: skip
 
 
 def installed(names: Sequence[str] | None = None) -> tuple[list[str], dict[str, str]]:
@@ -49,10 +52,7 @@ def installed(names: Sequence[str] | None = None) -> tuple[list[str], dict[str, 
 
 
 class Maker:
-    """The method of ``request``, loaded once for many scans; what it made is kept in ``folder``.
-
-    ``told``: by source and target, what it cannot do, and what it warned of.
-    """
+    """The method of ``request``, loaded once for many scans; what it made is kept in ``folder``."""
 
     def __init__(self, request: Request, folder: Path) -> None:
         self.request, self.folder = request, folder
@@ -60,7 +60,6 @@ class Maker:
         self.device = choose_device(request.device)
         self.precision = choose_precision(self.device, request.precision)
         self.method = self.choice.method(self.choice.model, self.device, self.precision)
-        self.told: dict[str, list[str]] = {}
 
     @property
     def draws(self) -> bool:
@@ -95,61 +94,50 @@ class Maker:
         digest.update(json.dumps({k: v for k, v in facts.items() if k != "machine"}, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
-    def images(self, case: Case, source: Scan, target: Scan, with_samples: bool = False) -> list[Image]:
+    def images(self, case: Case, source: Scan, target: Scan) -> list[Image]:
         """Of a deterministic method one image, else its mean and one of the samples. Raises InputError where the
         method cannot reach ``target``."""
         name = self.request.method
-        if not with_samples or not self.draws:
-            made = kept(self._path(case, source, target), lambda: self._made(case, source, target, False)[0])
-            samples = None
-        else:  # samples take too much room to be kept
-            made, samples = self._made(case, source, target, True)
-            keep(self._path(case, source, target), made)
+        made = kept(self._path(case, source, target), lambda: self._made(case, source, target))
         if not self.draws:
             return [Image(name, source, target, made["mean"])]
+        samples = made["samples"]
         return [
             Image(f"{name}, {MEAN}", source, target, made["mean"], made["deviation"], samples),
-            Image(f"{name}, {ONE}", source, target, made["harmonized"]),
+            Image(f"{name}, {ONE}", source, target, samples[0]),
         ]
 
-    def seconds(self, case: Case, source: Scan, target: Scan) -> float:
-        """What images that are kept took, for each slice."""
+    def told(self, case: Case, source: Scan, target: Scan) -> tuple[float, list[str]]:
+        """Of images that are kept: seconds for each slice, and what was warned of."""
         with np.load(self._path(case, source, target), allow_pickle=False) as made:
-            return float(made["seconds"])
+            return float(made["seconds"]), str(made["warnings"]).splitlines()
 
     def _path(self, case: Case, source: Scan, target: Scan) -> Path:
         return self.folder / f"{self.request.method}-{self.key(case, source, target)}.npz"
 
-    def _made(
-        self, case: Case, source: Scan, target: Scan, with_samples: bool
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """What is kept, and the samples."""
-        outcome, seconds = self._run(case, source, target, with_samples)
-        made = {"mean": outcome.mean, "seconds": np.array(seconds)}
-        if self.draws:
-            made |= {"harmonized": outcome.harmonized, "deviation": outcome.deviation}
-        return made, outcome.samples
-
-    def _run(self, case: Case, source: Scan, target: Scan, with_samples: bool) -> tuple[engine.Outcome, float]:
-        """What the engine makes, and seconds for each of its slices."""
+    def _made(self, case: Case, source: Scan, target: Scan) -> dict[str, np.ndarray]:
+        """What the engine makes, and what it took for each slice."""
         volume, region = self._given(case, source)
         noise = measure_noise(case.references[target], case.spacing[0])
         f50 = target_mtf(target.kernel, case.spacing[0]).f50
         asked = towards(self.request, target.kernel, dose_like(noise and noise.sigma, self.choice, f50, target.dose))
         settled = plan(replace(asked, source_kernel=source.kernel), self.choice, volume)
-        if settled.warnings:
-            self.told[f"{source} to {target}"] = list(settled.warnings)
         settings = engine.Settings(
             samples=self.choice.samples,
             temperature=self.choice.temperature,
             seed=self.request.seed,
             deviation_factor=self.choice.model.card["deviation_factor"] if self.choice.model else 1.0,
             roi=region,
-            keep_samples=with_samples,
+            keep_samples=True,
         )
         start = time.perf_counter()
         outcome = engine.run(volume, self.method, settled.source, settled.target, settings)
-        return outcome, (time.perf_counter() - start) / len(outcome.mean)
+        made = {
+            "mean": outcome.mean,
+            "seconds": np.array((time.perf_counter() - start) / len(outcome.mean)),
+            "warnings": np.array("\n".join(settled.warnings)),
+        }
+        return made | ({"samples": outcome.samples, "deviation": outcome.deviation} if self.draws else {})
 
     def _given(self, case: Case, source: Scan) -> tuple[Volume, Roi]:
         """The scan, and what to compute of it. For a method that makes thin slices of thick ones: means of neighbours,

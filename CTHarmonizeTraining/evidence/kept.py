@@ -33,12 +33,6 @@ def kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         pass  # not there, or cut short
     made = make()
-    keep(path, made)
-    return made
-
-
-def keep(path: Path, made: dict[str, np.ndarray]) -> None:
-    """Write arrays to the file ``path``. Raises CannotRunError where they cannot be written."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,3 +44,4 @@ def keep(path: Path, made: dict[str, np.ndarray]) -> None:
         if isinstance(error, OSError):
             raise CannotRunError(f"'{path}' cannot be written: {error.strerror}.") from error
         raise
+    return made

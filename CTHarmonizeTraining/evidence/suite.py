@@ -109,7 +109,7 @@ def run(
         },
         "LPIPS": {backbone: found.about for backbone, found in distances.items()},
         "left out": desk.left_out,
-        "warnings": {maker.request.method: maker.told for maker in makers if maker.told},
+        "warnings": desk.warnings,
         **versions(),
     }
     write_whole(output / FACTS, as_json(facts, indent=1))
@@ -146,6 +146,7 @@ class _Desk:
     def __init__(self, folder: Path, chosen: Sequence[Study], makers: Sequence[Maker], missing: dict[str, str]) -> None:
         self.folder, self.studies, self.makers = folder, chosen, makers
         self.left_out = dict(missing)
+        self.warnings: dict[str, dict[str, list[str]]] = {}
         self._seconds: dict[str, list[float]] = {}
 
     def seconds(self, maker: Maker) -> float | None:
@@ -174,14 +175,17 @@ class _Desk:
         due = [study for study, place in places.items() if not place.is_file()]
         if due:
             try:
-                shown = maker.images(case, source, target, any(study.sampled for study in due))
+                shown = maker.images(case, source, target)
             except InputError as error:
                 self.left_out[f"{name}, {source} to {target}"] = str(error)
                 return
             say(f"{case.name}, {source} to {target}: {name}")
             for study in due:
                 write_whole(places[study], as_json([*self._measured(case, shown, [study])]))
-        self._seconds.setdefault(name, []).append(maker.seconds(case, source, target))
+        seconds, warnings = maker.told(case, source, target)
+        self._seconds.setdefault(name, []).append(seconds)
+        if warnings:
+            self.warnings.setdefault(name, {})[f"{source} to {target}"] = warnings
         for place in places.values():
             for row in json.loads(place.read_text(encoding="utf-8")):
                 yield {name: np.nan if value is None else value for name, value in row.items()}
