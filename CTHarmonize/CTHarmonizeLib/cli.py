@@ -131,7 +131,7 @@ def _parser() -> _Parser:
 
 def _harmonize(options: argparse.Namespace) -> None:
     from CTHarmonizeLib import report
-    from CTHarmonizeLib.harmonization import check_output_folder, harmonize
+    from CTHarmonizeLib.harmonization import check_input_kept, check_output_folder, harmonize
     from CTHarmonizeLib.models import unreadable_folders
     from CTHarmonizeLib.request import Request
 
@@ -142,7 +142,7 @@ def _harmonize(options: argparse.Namespace) -> None:
     request = Request(
         **{name: getattr(options, name) for name in names.split()},
     )
-    check_output_folder(options.output)
+    check_input_kept(options.input, check_output_folder(options.output))
     if hasattr(signal, "SIGTERM"):  # end as with Ctrl-C: nothing half-written stays
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     line = _ProgressLine()
@@ -213,6 +213,7 @@ def _models(options: argparse.Namespace) -> None:
                     "sets": sorted(method.target_fields),
                     "makes_truth": method.makes_truth,
                     "needs_model": method.needs_model,
+                    "missing": method.missing_packages(),
                 }
                 for method in methods.values()
             ],
@@ -227,6 +228,8 @@ def _models(options: argparse.Namespace) -> None:
         own = [model for model in models if model.method == method.name]
         for model in own:
             print(f"  {model.name} {model.card['version']}: {_reach(model.card)}  [{model.folder}]")
+        if missing := method.missing_packages():
+            print(f"  Cannot run here: {' and '.join(missing)} is not installed.")
         if method.needs_model and not own:
             print("  No model of it is installed: it has to be trained.")
     for model in broken:

@@ -96,6 +96,13 @@ def check_output_folder(folder: str | os.PathLike) -> Path:
     return folder
 
 
+def check_input_kept(source: str | os.PathLike, folder: Path) -> None:
+    """Raise InputError where results in ``folder`` would replace the file ``source``."""
+    path = Path(source).expanduser().absolute()
+    if path.name in FILES.values() and path.exists() and path.parent.resolve() == folder.resolve():
+        raise InputError(f"The results would replace the input '{path}': give another folder for them.")
+
+
 def harmonize(
     volume: Volume | str | os.PathLike,
     request: Request,

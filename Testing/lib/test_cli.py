@@ -374,3 +374,21 @@ def test_command_line_as_a_process(scan, tmp_path):
     assert "%" not in done.stderr  # progress is for terminals
     assert names(tmp_path / "out") == RESULTS
     shutil.rmtree(tmp_path / "out")
+
+
+def test_results_never_replace_their_input(scan, tmp_path, capsys):
+    folder = tmp_path / "results"
+    assert cli.main(["harmonize", str(scan), "-o", str(folder), "--method", "mtf-filter", "--kernel", "smooth"]) == 0
+    before = (folder / "mean.nrrd").read_bytes()
+    again = ["harmonize", str(folder / "mean.nrrd"), "-o", str(folder), "--method", "mtf-filter", "--kernel", "smooth"]
+    assert cli.main(again) == 2
+    assert "would replace the input" in capsys.readouterr().err
+    assert (folder / "mean.nrrd").read_bytes() == before
+
+
+def test_models_tells_of_a_missing_package(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = lines[next(number for number, line in enumerate(lines) if line.startswith("bm3d:")) + 1]
+    assert "Cannot run here: bm3d" in told

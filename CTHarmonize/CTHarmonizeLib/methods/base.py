@@ -96,9 +96,18 @@ class Method(ABC):
         return 1
 
     @classmethod
+    def _missing(cls) -> list[Package]:
+        return [package for package in cls.packages if importlib.util.find_spec(package.module) is None]
+
+    @classmethod
+    def missing_packages(cls) -> list[str]:
+        """Of ``packages``, those that are not installed, as pip names them. Imports none."""
+        return [package.requirement for package in cls._missing()]
+
+    @classmethod
     def check_packages(cls) -> None:
         """Raises CannotRunError, with what to install, where one of ``packages`` is missing. Imports none."""
-        missing = [package for package in cls.packages if importlib.util.find_spec(package.module) is None]
+        missing = cls._missing()
         if missing:
             names = " and ".join(package.requirement for package in missing)
             quoted = " ".join(f'"{package.requirement}"' for package in missing)
