@@ -339,7 +339,7 @@ def _bland_altman(rows: pd.DataFrame, measure: str) -> Picture | None:
     for axes in grid.flat[len(methods) :]:
         axes.set_visible(False)
     figure.legend(
-        *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False
+        *grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8, frameon=False
     )
     figure.supxlabel(f"mean of both, {MEASURES[measure]}", fontsize=9)
     figure.supylabel(f"method - reference, {MEASURES[measure]}", fontsize=9)
