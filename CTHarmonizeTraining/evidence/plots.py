@@ -44,7 +44,7 @@ def boxes(
         drawn = axes.boxplot(
             [value[np.isfinite(value)] for value in values],
             orientation="horizontal",
-            tick_labels=names,
+            manage_ticks=False,
             patch_artist=True,
             showfliers=False,
             widths=0.65,
@@ -59,7 +59,8 @@ def boxes(
         axes.grid(axis="x", alpha=0.25)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    grid[0, 0].invert_yaxis()  # shared: the first method on top
+    # shared by all panels; the first method on top
+    grid[0, 0].set(yticks=range(1, len(names) + 1), yticklabels=names, ylim=(len(names) + 0.6, 0.4))
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     figure.supxlabel(label, fontsize=9)

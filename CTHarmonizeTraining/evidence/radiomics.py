@@ -104,7 +104,7 @@ class RadiomicsStudy:
         """Normalised errors of the nine, their concordance, and how many of all features agree with the reference."""
         rows = with_combat(rows, list(dict.fromkeys(rows["measure"])))
         rows = rows[rows["method"] != REFERENCE]
-        rows = rows.assign(error=(rows["value"] - rows["reference"]).abs() / rows["reference"].abs())
+        rows = rows.assign(error=100.0 * (rows["value"] - rows["reference"]).abs() / rows["reference"].abs())
         rows["error"] = rows["error"].where(np.isfinite(rows["error"]))
         shown = [name for name in NINE if (rows["measure"] == name).any()]
         parts = [_errors(rows, shown), _tests(rows, shown), _concordance(rows, shown), _agreeing(rows)]
@@ -127,14 +127,17 @@ def _of(rows: pd.DataFrame, method: str, feature: str) -> pd.DataFrame:
 
 def _errors(rows: pd.DataFrame, features: list[str]) -> Table:
     lines = [
-        {"feature": name, **{method: mean_deviation(_of(rows, method, name)["error"]) for method in methods_of(rows)}}
+        {
+            "feature": name,
+            **{method: mean_deviation(_of(rows, method, name)["error"], 1) for method in methods_of(rows)},
+        }
         for name in features
     ]
     return Table(
         "radiomics-errors",
-        "Normalised error of nine features",
+        "Normalised error of nine features, %",
         pd.DataFrame(lines),
-        "|x - reference| / |reference|, mean ± SD over nodules and sources.",
+        "|x - reference| / |reference| in percent, mean ± SD over nodules and sources.",
     )
 
 
@@ -145,13 +148,13 @@ def _tests(rows: pd.DataFrame, features: list[str]) -> Table:
         if method != UNTOUCHED:
             tests = [_against_untouched(rows, method, name) for name in features]
             cells = zip(tests, holm([test.p for test in tests]), strict=True)
-            found[method] = [f"{number(test.difference, 3, True)}, {p_value(p)}" for test, p in cells]
+            found[method] = [f"{number(test.difference, 1, True)}, {p_value(p)}" for test, p in cells]
     return Table(
         "radiomics-tests",
         "Normalised error against that of the untouched scans",
         pd.DataFrame({"feature": features, **found}),
-        "Median difference (below zero: nearer to the reference than the untouched scan) and p of Wilcoxon's "
-        "signed-rank test, paired by nodule (mean over its sources), adjusted by Holm over the features.",
+        "Median difference in percent (below zero: nearer to the reference than the untouched scan) and p of "
+        "Wilcoxon's signed-rank test, paired by nodule (mean over its sources), adjusted by Holm over the features.",
     )
 
 
@@ -169,7 +172,7 @@ def _concordance(rows: pd.DataFrame, features: list[str]) -> Table:
         for method in methods_of(rows):
             of = _of(rows, method, name)
             found = concordance(of["value"], of["reference"])
-            line[method] = f"{interval(found)}, {mcbride(found.value)}" if np.isfinite(found.value) else NOTHING
+            line[method] = f"{interval(found, 3)}, {mcbride(found.value)}" if np.isfinite(found.value) else NOTHING
         lines.append(line)
     return Table(
         "radiomics-concordance",
@@ -208,8 +211,8 @@ def _picture(rows: pd.DataFrame, features: list[str]) -> Picture:
     panels = {name: {method: _of(rows, method, name)["error"] for method in methods} for name in features}
     return Picture(
         "radiomics-errors",
-        "Normalised error of nine features",
-        boxes(panels, "|x - reference| / |reference|"),
+        "Normalised error of nine features, %",
+        boxes(panels, "|x - reference| / |reference|, %"),
         "All nodules and sources: quartiles, whiskers to the last value within 1.5 times their distance (Wei et al. "
         "2020, figure 3).",
     )

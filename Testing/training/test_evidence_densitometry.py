@@ -59,9 +59,10 @@ def scanned(hu: np.ndarray, noise: float, blur: float = 0.8, seed: int = 1) -> n
     return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
 
 
-@pytest.mark.parametrize("noise", [15.0, 120.0])
 @pytest.mark.parametrize(
-    ("slices", "middle"), [(76, 0.0), (12, -60.0), (12, 0.0), (12, 70.0)], ids=["whole", "apex", "carina", "base"]
+    ("slices", "middle", "noise"),
+    [(76, 0.0, 60.0), (12, -60.0, 120.0), (12, 0.0, 15.0), (12, 0.0, 120.0), (12, 70.0, 120.0)],
+    ids=["whole", "apex", "carina", "noisy carina", "base"],
 )
 def test_lungs_are_found_without_airways(slices: int, middle: float, noise: float) -> None:
     hu, lung = chest(slices, middle)
