@@ -9,7 +9,15 @@ from scipy import ndimage
 
 from CTHarmonizeLib.ct.edge import MtfMeasurement, measure_mtf
 
-__all__ = ["MtfMeasurement", "NoiseMeasurement", "measure_mtf", "measure_noise", "water_like"]
+__all__ = [
+    "MtfMeasurement",
+    "NoiseMeasurement",
+    "NoiseSpectrum",
+    "measure_mtf",
+    "measure_noise",
+    "measure_noise_spectrum",
+    "water_like",
+]
 
 WATER_LIKE_HU = (-30.0, 100.0)
 """Mean HU of tissue that counts as water-like: muscle, blood, organs with little contrast agent."""
@@ -32,6 +40,30 @@ class NoiseMeasurement:
     pixels: int
 
 
+@dataclass(frozen=True)
+class NoiseSpectrum:
+    """Radially averaged noise power spectrum: ``power`` (HU^2 mm^2) at ``frequency`` (lp/cm), up to Nyquist's; its
+    integral over the plane is the variance ``sigma``^2 (HU^2). ``mean_frequency`` as in :class:`NoiseMeasurement`, from
+    the spectrum before what the patches' planes took is given back."""
+
+    frequency: np.ndarray
+    power: np.ndarray
+    sigma: float
+    mean_frequency: float
+
+    @property
+    def peak_frequency(self) -> float:
+        """Where the spectrum is highest, lp/cm."""
+        return float(self.frequency[self.power.argmax()])
+
+
+def measure_noise_spectrum(hu: np.ndarray, pixel_spacing: float) -> NoiseSpectrum | None:
+    """Noise power spectrum of ``hu``, as :func:`measure_noise` finds its patches; None where there are too few, or no
+    noise."""
+    noise = _noise(hu, pixel_spacing)
+    return None if noise is None else noise[1]
+
+
 def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | None:
     """Noise of ``hu`` ((slices, rows, columns) or one slice, HU) with square pixels of ``pixel_spacing`` mm.
 
@@ -41,6 +73,11 @@ def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | No
     The patches near it give the radially averaged noise power spectrum and its mean, sum f NPS(f) / sum NPS(f)
     (ICRU 87). Returns None where there is too little such tissue.
     """
+    noise = _noise(hu, pixel_spacing)
+    return None if noise is None else noise[0]
+
+
+def _noise(hu: np.ndarray, pixel_spacing: float) -> tuple[NoiseMeasurement, NoiseSpectrum | None] | None:
     slices = hu[None] if hu.ndim == 2 else hu
     side = max(9, int(round(_PATCH_MM / pixel_spacing)))
     chosen = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), _MAXIMUM_SLICES)).round().astype(int))
@@ -63,8 +100,8 @@ def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | No
     # the root mean square of the patches around the mode takes most of that back
     if near.any():
         sigma = float(np.sqrt(np.mean(deviation[near] ** 2)))
-    frequency = _mean_frequency(stack[near], pixel_spacing) if np.count_nonzero(near) >= _MINIMUM_PATCHES else None
-    return NoiseMeasurement(sigma, frequency, pixels)
+    spectrum = _spectrum(stack[near], sigma, pixel_spacing) if np.count_nonzero(near) >= _MINIMUM_PATCHES else None
+    return NoiseMeasurement(sigma, None if spectrum is None else spectrum.mean_frequency, pixels), spectrum
 
 
 def water_like(image: np.ndarray, pixel_spacing: float) -> np.ndarray:
@@ -108,8 +145,8 @@ def _half_sample_mode(values: np.ndarray) -> float:
     return float(values.mean())
 
 
-def _mean_frequency(patches: np.ndarray, pixel_spacing: float) -> float | None:
-    """Mean frequency (lp/cm) of the radially averaged noise power spectrum of detrended patches; None without noise."""
+def _spectrum(patches: np.ndarray, sigma: float, pixel_spacing: float) -> NoiseSpectrum | None:
+    """Radially averaged noise power spectrum of detrended patches, scaled to ``sigma``; None without noise."""
     side = patches.shape[-1]
     window = np.hanning(side + 2)[1:-1]
     padded = 4 * side
@@ -123,10 +160,28 @@ def _mean_frequency(patches: np.ndarray, pixel_spacing: float) -> float | None:
     bins = np.arange(0.0, 5.0 / pixel_spacing, 0.1)
     which = np.digitize(radius.ravel(), bins) - 1
     keep = which < len(bins) - 1
-    total = np.bincount(which[keep], spectrum.ravel()[keep], minlength=len(bins) - 1)
     number = np.bincount(which[keep], minlength=len(bins) - 1)
-    radial = total / np.maximum(number, 1)
-    centres = bins[:-1] + 0.05
     valid = number > 0
-    power = radial[valid].sum()
-    return float((centres * radial)[valid].sum() / power) if power > 0 else None
+
+    def radial(plane: np.ndarray) -> np.ndarray:
+        return np.bincount(which[keep], plane.ravel()[keep], minlength=len(bins) - 1)[valid] / number[valid]
+
+    frequency, power = (bins[:-1] + 0.05)[valid], radial(spectrum)
+    if not power.sum() > 0:
+        return None
+    mean_frequency = float((frequency * power).sum() / power.sum())
+    # white noise without its patches' planes keeps this share of its power at each frequency, and of its variance
+    axis = np.arange(side) - (side - 1) / 2
+    flat, slope = np.full(side, side**-0.5), axis / np.sqrt((axis**2).sum())
+    planes = (
+        np.outer(rows, columns) * window[:, None] * window
+        for rows, columns in ((flat, flat), (slope, flat), (flat, slope))
+    )
+    energy = (window**2).sum() ** 2
+    taken = sum(np.abs(np.fft.rfft2(plane, s=(padded, padded))) ** 2 for plane in planes) / energy
+    share = radial(1.0 - taken)
+    # the variance is the sum over the whole plane, of which half is here, and its first and last column all
+    sums = [2.0 * plane.sum() - plane[:, 0].sum() - plane[:, -1].sum() for plane in (spectrum, 1.0 - taken)]
+    cell = (across[1] / 10.0) ** 2  # (cycles/mm)^2
+    power *= sigma**2 / (sums[0] * cell) * sums[1] / padded**2
+    return NoiseSpectrum(frequency, power / share, sigma, mean_frequency)
