@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
@@ -25,11 +25,13 @@ _LOWEST_SPREAD = 1.6
 @dataclass(frozen=True)
 class NoiseMeasurement:
     """``sigma``: standard deviation in HU; ``mean_frequency`` (lp/cm) of the radial noise power spectrum, None where
-    too few patches were found; ``pixels``: how many pixels of water-like tissue were looked at."""
+    too few patches were found; ``pixels``: how many pixels of water-like tissue were looked at; ``spectrum``:
+    frequency (lp/cm) and that spectrum (HU^2 mm^2), None likewise."""
 
     sigma: float
     mean_frequency: float | None
     pixels: int
+    spectrum: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
 
 def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | None:
@@ -63,8 +65,11 @@ def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | No
     # the root mean square of the patches around the mode takes most of that back
     if near.any():
         sigma = float(np.sqrt(np.mean(deviation[near] ** 2)))
-    frequency = _mean_frequency(stack[near], pixel_spacing) if np.count_nonzero(near) >= _MINIMUM_PATCHES else None
-    return NoiseMeasurement(sigma, frequency, pixels)
+    if np.count_nonzero(near) < _MINIMUM_PATCHES:
+        return NoiseMeasurement(sigma, None, pixels)
+    frequency, power = _spectrum(stack[near], pixel_spacing)
+    mean = float((frequency * power).sum() / power.sum()) if power.sum() > 0 else None
+    return NoiseMeasurement(sigma, mean, pixels, (frequency, power))
 
 
 def water_like(image: np.ndarray, pixel_spacing: float) -> np.ndarray:
@@ -108,14 +113,15 @@ def _half_sample_mode(values: np.ndarray) -> float:
     return float(values.mean())
 
 
-def _mean_frequency(patches: np.ndarray, pixel_spacing: float) -> float | None:
-    """Mean frequency (lp/cm) of the radially averaged noise power spectrum of detrended patches; None without noise."""
+def _spectrum(patches: np.ndarray, pixel_spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """Frequency (lp/cm) and radially averaged noise power spectrum (HU^2 mm^2) of detrended patches."""
     side = patches.shape[-1]
     window = np.hanning(side + 2)[1:-1]
+    window = window[:, None] * window
     padded = 4 * side
     spectrum = np.zeros((padded, padded // 2 + 1))
     for start in range(0, len(patches), 256):
-        part = patches[start : start + 256] * (window[:, None] * window)
+        part = patches[start : start + 256] * window
         spectrum += (np.abs(np.fft.rfft2(part, s=(padded, padded))) ** 2).sum(0)
     across = np.fft.rfftfreq(padded, pixel_spacing / 10.0)
     down = np.fft.fftfreq(padded, pixel_spacing / 10.0)
@@ -128,5 +134,5 @@ def _mean_frequency(patches: np.ndarray, pixel_spacing: float) -> float | None:
     radial = total / np.maximum(number, 1)
     centres = bins[:-1] + 0.05
     valid = number > 0
-    power = radial[valid].sum()
-    return float((centres * radial)[valid].sum() / power) if power > 0 else None
+    scale = pixel_spacing**2 / (len(patches) * (window**2).sum())
+    return centres[valid], radial[valid] * scale
