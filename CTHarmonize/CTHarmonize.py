@@ -52,6 +52,7 @@ class CTHarmonizeParameterNode:
     temperature - 0: the model's default.
     coherence - mm; 0: off.
     augment - of a method without samples, its spread under turns and flips.
+    beforeVolume, afterVolume, referenceVolume - what is measured; the last may be none.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -70,6 +71,9 @@ class CTHarmonizeParameterNode:
     device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
     coherence: Annotated[float, WithinRange(0, 20)] = 0
     augment: bool = False
+    beforeVolume: vtkMRMLScalarVolumeNode
+    afterVolume: vtkMRMLScalarVolumeNode
+    referenceVolume: vtkMRMLScalarVolumeNode
 
 
 class CTHarmonizeWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -96,7 +100,10 @@ class CTHarmonizeWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         uiWidget.setMRMLScene(slicer.mrmlScene)
 
         self.logic = CTHarmonizeLogic()
-        self.panel = Panel(self.ui, QtClock(), self.logic.harmonize, self.logic.makeDetection, dependencies.ensure)
+        self.panel = Panel(
+            self.ui, QtClock(), self.logic.harmonize, self.logic.makeDetection, self.logic.makeComparison,
+            dependencies.ensure,
+        )  # fmt: skip
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.initializeParameterNode()
@@ -232,6 +239,41 @@ class CTHarmonizeLogic(ScriptedLoadableModuleLogic):
         from CTHarmonizeGui.process import QtClock, QtProcess
 
         return DetectionJob(volumeNode, QtProcess(), QtClock())
+
+    def makeComparison(
+        self,
+        beforeVolume: vtkMRMLScalarVolumeNode,
+        afterVolume: vtkMRMLScalarVolumeNode,
+        referenceVolume: vtkMRMLScalarVolumeNode | None = None,
+    ) -> Any:
+        """A job, not yet started, that measures volumes on one grid; its ``table`` is a node of the scene once done.
+
+        Raises CTHarmonizeLib.errors.InputError where they cannot be compared.
+        """
+        from CTHarmonizeGui.comparison import ComparisonJob
+        from CTHarmonizeGui.process import QtClock, QtProcess
+
+        return ComparisonJob(beforeVolume, afterVolume, referenceVolume, QtProcess(), QtClock())
+
+    def compareVolumes(
+        self,
+        beforeVolume: vtkMRMLScalarVolumeNode,
+        afterVolume: vtkMRMLScalarVolumeNode,
+        referenceVolume: vtkMRMLScalarVolumeNode | None = None,
+    ) -> slicer.vtkMRMLTableNode:
+        """Measure volumes on one grid: noise, sharpness, HU of tissues, and emphysema and volume of the lungs.
+
+        The table's node, shown beside a plot of the lungs' HU and one of the noise power spectrum, which have nodes
+        too; a second call with the same volumes updates them. The event loop keeps turning meanwhile. Raises
+        CTHarmonizeLib.errors.CTHarmonizeError where the volumes cannot be measured.
+        """
+        from CTHarmonizeLib.errors import CTHarmonizeError
+
+        job = self.makeComparison(beforeVolume, afterVolume, referenceVolume)
+        job.start()
+        if not job.waitForFinished():
+            raise CTHarmonizeError(job.error)
+        return job.table
 
 
 class CTHarmonizeTest(ScriptedLoadableModuleTest):

@@ -14,6 +14,7 @@ from slicer.util import VTKObservationMixin
 from CTHarmonizeGui import choices, detection, registry, scene
 from CTHarmonizeGui.detector import Detector
 from CTHarmonizeGui.kernelfield import KernelField
+from CTHarmonizeGui.measuring import Measuring
 from CTHarmonizeGui.messages import Message, outcome, timeLeft
 from CTHarmonizeGui.process import Clock
 from CTHarmonizeGui.widgets import enable, fill, modelSummary, modelTitle, tellName
@@ -29,7 +30,8 @@ _OUTPUT_SELECTORS = {
 class Panel(VTKObservationMixin):
     """Fills and reads the widgets in ``ui``.
 
-    ``harmonize(volumeNode, **request)`` starts a job, ``makeDetection(volumeNode)`` makes one that describes,
+    ``harmonize(volumeNode, **request)`` starts a job, ``makeDetection(volumeNode)`` makes one that describes and
+    ``makeComparison(before, after, reference)`` one that measures;
     ``ensureDependencies(packages=...)``, told what the method needs beside what all do, raises a CTHarmonizeError where
     packages are missing.
     """
@@ -40,6 +42,7 @@ class Panel(VTKObservationMixin):
         clock: Clock,
         harmonize: Callable[..., Any],
         makeDetection: Callable[[Any], Any],
+        makeComparison: Callable[..., Any],
         ensureDependencies: Callable[..., None],
     ) -> None:
         VTKObservationMixin.__init__(self)
@@ -52,6 +55,7 @@ class Panel(VTKObservationMixin):
         self._message = Message()
         self._choices = choices.Choices()
         self._detector = Detector(makeDetection, clock, self.refresh)
+        self._measuring = Measuring(ui, makeComparison)
         self._targetKernel = KernelField(
             ui.targetKernelComboBox, ui.targetKernelSpinBox, _("As the input"), self._onTargetKernel
         )
@@ -75,11 +79,13 @@ class Panel(VTKObservationMixin):
             self._detector.stop()
             if self.job is None:
                 self._message = Message()
+        self._measuring.setParameters(parameters)
         self.refresh()
 
     def close(self) -> None:
         """The widget goes; a running harmonization does not."""
         self._detector.stop()
+        self._measuring.close()
         self.removeObservers()
         if self.job is not None:
             self.job.onChanged = lambda job: None
@@ -102,6 +108,7 @@ class Panel(VTKObservationMixin):
             aim = self._aim()
             self._showTarget(aim)
             self._showRun(problem, aim)
+            self._measuring.refresh()
             for name in ("inputSelector", *_OUTPUT_SELECTORS.values()):
                 tellName(getattr(self.ui, name))
         finally:
@@ -372,5 +379,6 @@ class Panel(VTKObservationMixin):
             if job.state == "done" and self._parameters and self._input is job.inputVolume:
                 for name in _OUTPUT_SELECTORS:
                     setattr(self._parameters, name, getattr(job, name))
+                self._measuring.choose(job.inputVolume, job.harmonizedVolume)
                 scene.showResult(job.harmonizedVolume, job.inputVolume)
         self.refresh()

@@ -118,7 +118,7 @@ def _voxelsTime(node) -> int:
 
 def _checkUnchanged(node, began: int) -> None:
     if _voxelsTime(node) != began:
-        raise CannotRunError(_("The volume changed while it was being read: press Apply again."))
+        raise CannotRunError(_("The volume changed while it was being read: try again."))
 
 
 def readVolume(path: Path) -> tuple[Any, Any]:

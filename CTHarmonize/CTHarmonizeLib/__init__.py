@@ -1,6 +1,6 @@
 """CTHarmonize's engine: harmonizes CT volumes across kernels and doses. Plain Python, no Slicer.
 
-    from CTHarmonizeLib import harmonize, describe, installedModels
+    from CTHarmonizeLib import harmonize, describe, compare, installedModels
 
 Importing this imports neither torch nor any other library; the functions import what they need.
 """
@@ -16,6 +16,7 @@ from CTHarmonizeLib.version import __version__
 if TYPE_CHECKING:
     import os
 
+    from CTHarmonizeLib.comparison import Comparison
     from CTHarmonizeLib.ct.describe import Description
     from CTHarmonizeLib.ct.volume import Volume
     from CTHarmonizeLib.harmonization import Result
@@ -27,6 +28,7 @@ __all__ = [
     "CannotRunError",
     "InputError",
     "__version__",
+    "compare",
     "describe",
     "harmonize",
     "installedModels",
@@ -58,14 +60,24 @@ def describe(
     """Acquisition of a CT volume or file: each value, and whether it was read, measured or given; warnings of the
     reading too."""
     from CTHarmonizeLib.ct.describe import describe as run
-    from CTHarmonizeLib.ct.io import read_volume
-    from CTHarmonizeLib.ct.volume import Volume, check_ct
+    from CTHarmonizeLib.ct.volume import check_ct
 
-    if not isinstance(volume, Volume):
-        volume = read_volume(volume)
+    volume = _as_volume(volume)
     check_ct(volume)
     description = run(volume, source_kernel=source_kernel, source_dose=source_dose)
     return replace(description, warnings=(*volume.warnings, *description.warnings))
+
+
+def compare(
+    before: Volume | str | os.PathLike,
+    after: Volume | str | os.PathLike,
+    reference: Volume | str | os.PathLike | None = None,
+) -> Comparison:
+    """Noise, sharpness, HU of tissues and measures of the lungs in two volumes or files on one grid, and in a
+    ``reference`` of what the second should be like. Raises InputError."""
+    from CTHarmonizeLib.comparison import compare_volumes
+
+    return compare_volumes(_as_volume(before), _as_volume(after), None if reference is None else _as_volume(reference))
 
 
 def installedModels(extraFolders: list[str | os.PathLike] | tuple = ()) -> list[Model | BrokenModel]:
@@ -73,3 +85,10 @@ def installedModels(extraFolders: list[str | os.PathLike] | tuple = ()) -> list[
     from CTHarmonizeLib.models import installed_models
 
     return installed_models(extraFolders)
+
+
+def _as_volume(volume: Volume | str | os.PathLike) -> Volume:
+    from CTHarmonizeLib.ct.io import read_volume
+    from CTHarmonizeLib.ct.volume import Volume
+
+    return volume if isinstance(volume, Volume) else read_volume(volume)

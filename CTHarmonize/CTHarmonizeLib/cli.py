@@ -1,4 +1,4 @@
-"""The command ``ctharmonize``: harmonize, describe, models.
+"""The command ``ctharmonize``: harmonize, describe, compare, models.
 
 Exit status 0 done, 2 wrong use or bad input, 3 cannot run here, 130 cancelled. Anything wrong is one sentence on
 standard error; ``--debug`` shows the traceback.
@@ -62,7 +62,7 @@ def sentence(error: BaseException) -> tuple[str, int]:
 def _parser() -> _Parser:
     parser = _Parser(prog="ctharmonize", description="Harmonize CT volumes across kernels and doses.")
     parser.add_argument("--version", action="version", version=f"ctharmonize {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="harmonize | describe | models")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="harmonize | describe | compare | models")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -124,6 +124,11 @@ def _parser() -> _Parser:
 
     command = commands.add_parser("describe", parents=[source, common], help="acquisition of a scan")
     command.set_defaults(run=_describe)
+    command = commands.add_parser("compare", parents=[common], help="measures of two volumes on one grid")
+    command.set_defaults(run=_compare)
+    command.add_argument("before", metavar="BEFORE", help="DICOM folder or file, NRRD, NIfTI or MetaImage")
+    command.add_argument("after", metavar="AFTER", help="likewise, such as the harmonized volume")
+    command.add_argument("--reference", metavar="FILE", help="likewise: what AFTER should be like")
     command = commands.add_parser("models", parents=[common], help="what is installed, and what it can reach")
     command.set_defaults(run=_models)
     return parser
@@ -178,6 +183,21 @@ def _describe(options: argparse.Namespace) -> None:
             print(f"{name.replace('_', ' ')}: {value:.3g} {_UNITS.get(name, '')} ({_origin(description, name)})")
     for warning in description.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from CTHarmonizeLib import compare, report
+
+    comparison = compare(options.before, options.after, options.reference)
+    if options.json:
+        print(report.as_json(comparison.as_dict(), indent=2))
+        return
+    names = ["before", "after"] + ["reference"] * (options.reference is not None)
+    print(f"{'':52}" + "".join(f"{name:>12}" for name in names))
+    for row in comparison.rows:
+        values = (getattr(row, name) for name in names)
+        cells = ("-" if value is None else f"{value:.{row.digits}f}" for value in values)
+        print(f"{f'{row.measure}, {row.unit}':52}" + "".join(f"{cell:>12}" for cell in cells))
 
 
 _UNITS = {

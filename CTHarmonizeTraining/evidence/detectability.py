@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import j1
 
 from CTHarmonizeLib.ct.acquisition import target_mtf
-from CTHarmonizeLib.ct.measure import NoiseSpectrum, measure_noise_spectrum
+from CTHarmonizeLib.ct.measure import NoiseSpectrum, measure_noise
 from CTHarmonizeTraining.evaluation.measures import SystemMtf, system_mtf
 from CTHarmonizeTraining.evidence.agreement import holm, paired_test
 from CTHarmonizeTraining.evidence.cases import Case
@@ -120,7 +120,8 @@ class DetectabilityStudy:
     def measure(self, case: Case, image: Image) -> list[Finding]:
         """All measures; NaN where there is too little tissue or the MTF reaches beyond what the case can show."""
         pixel = case.spacing[0]
-        noise = measure_noise_spectrum(image.hu, pixel)
+        measured = measure_noise(image.hu, pixel)
+        noise = measured and measured.spectrum
         if case.clean:
             known = {name: target_mtf(name, pixel) for name in case.clean}
             sharpest = max(known, key=lambda name: known[name].f50)

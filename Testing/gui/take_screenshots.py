@@ -1,4 +1,4 @@
-"""Pictures of the panel, ready, with each method, running, done, in trouble:
+"""Pictures of the panel, ready, with each method, running, done, measured, in trouble:
 ``python Testing/gui/take_screenshots.py FOLDER [VOLUME]``.
 
 VOLUME is an NRRD file; without it a phantom is shown. Needs slicer-core and PySide6 (see SlicerHost).
@@ -66,6 +66,12 @@ def main(folder: Path, path: Path | None, method: str | None = None) -> None:
     shoot("panel_running")
     host.process(3600, until=lambda: job.finished)
     shoot("panel_done")
+    ui.measureCollapsibleButton.collapsed = False
+    shoot("panel_measure")
+    ui.measureButton.click()
+    host.process(600, until=lambda: ui.measureButton.text == "Measure")
+    shoot("panel_measured")
+    ui.measureCollapsibleButton.collapsed = True
     grid = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLGridTransformNode", "Acquisition transform")
     grid.SetAndObserveTransformFromParent(slicer.vtkOrientedGridTransform())
     node.SetAndObserveTransformNodeID(grid.GetID())

@@ -378,7 +378,7 @@ def test_a_volume_that_changes_while_it_is_exported_is_refused(host, tmp_path, d
     next(steps)
     slicer.util.arrayFromVolume(node)[0] = 0
     slicer.util.arrayFromVolumeModified(node)
-    with pytest.raises(CannotRunError, match="changed while it was being read: press Apply again"):
+    with pytest.raises(CannotRunError, match="changed while it was being read: try again"):
         next(steps)
 
 

@@ -8,7 +8,7 @@ from evidence_rows import METHODS, SOURCES, rows_of
 from scipy.special import j0, j1
 
 from CTHarmonizeLib.ct.acquisition import target_mtf
-from CTHarmonizeLib.ct.measure import NoiseSpectrum, measure_noise, measure_noise_spectrum
+from CTHarmonizeLib.ct.measure import NoiseSpectrum, measure_noise
 from CTHarmonizeLib.ct.mtf import Mtf
 from CTHarmonizeTraining.evaluation.measures import SystemMtf
 from CTHarmonizeTraining.evidence.cases import Case, Scan
@@ -98,7 +98,7 @@ def noisy_water(shape, sigma: float = 20.0, slices: int = 12, size: int = 160) -
 
 def test_spectrum_of_white_noise_is_flat_and_its_variance_over_the_pixels() -> None:
     water = noisy_water(np.ones_like)
-    found = measure_noise_spectrum(water, PIXEL)
+    found = measure_noise(water, PIXEL).spectrum
     # from nearly zero on: the patches' planes are taken into account
     assert found.power == pytest.approx(20.0**2 * PIXEL**2, rel=0.15)
     assert found.power.mean() == pytest.approx(20.0**2 * PIXEL**2, rel=0.05)
@@ -111,7 +111,7 @@ def test_spectrum_of_coloured_noise(peak: float) -> None:
     def shape(f: np.ndarray) -> np.ndarray:
         return np.exp(-(((f - peak) / 3.0) ** 2))
 
-    found = measure_noise_spectrum(noisy_water(shape), PIXEL)
+    found = measure_noise(noisy_water(shape), PIXEL).spectrum
     cell = (1.0 / (512 * PIXEL)) ** 2  # (cycles/mm)^2
     law = 20.0**2 * shape(found.frequency) ** 2 / ((shape(grid(512)) ** 2).sum() * cell)
     for low in np.arange(1.0, 6.0):
@@ -120,7 +120,7 @@ def test_spectrum_of_coloured_noise(peak: float) -> None:
         assert found.power[band].mean() == pytest.approx(law[band].mean(), rel=0.07 if peak else 0.15)
     if peak:
         assert found.peak_frequency == pytest.approx(peak, abs=0.3)
-    assert measure_noise_spectrum(np.full((3, 160, 160), 500.0), PIXEL) is None
+    assert measure_noise(np.full((3, 160, 160), 500.0), PIXEL) is None
 
 
 def test_study() -> None:

@@ -117,7 +117,7 @@ def _neighbours(slices: np.ndarray, index: int, pixel_spacing: float) -> list[np
 def _surface(image: np.ndarray, pixel_spacing: float, neighbours: list[np.ndarray]) -> _Surface:
     """Usable points of the air-skin boundary."""
     smooth = _smoothed(image, pixel_spacing)
-    body = _body(smooth)
+    body = body_mask(smooth)
     if body is None:
         return _NOTHING
     place = _crossings(smooth, body)
@@ -161,8 +161,9 @@ def _steepness(
     return fall[:, middle].max(1) / np.maximum(step, 100.0), float(fall[:, steps > 4.0].std() / np.median(step))
 
 
-def _body(smooth: np.ndarray) -> np.ndarray | None:
-    """Mask of the largest object with its holes filled; None where there is none to speak of."""
+def body_mask(smooth: np.ndarray) -> np.ndarray | None:
+    """Mask of the largest object in a low-passed slice (rows, columns; HU) with its holes filled; None where there is
+    none to speak of."""
     labels, count = ndimage.label(smooth > _BOUNDARY_HU)
     if count == 0:
         return None

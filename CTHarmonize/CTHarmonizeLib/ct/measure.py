@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
@@ -15,7 +15,6 @@ __all__ = [
     "NoiseSpectrum",
     "measure_mtf",
     "measure_noise",
-    "measure_noise_spectrum",
     "water_like",
 ]
 
@@ -28,16 +27,6 @@ _MINIMUM_PATCHES = 20
 _MAXIMUM_SLICES = 24
 _LOWEST_SPREAD = 1.6
 """Patches that are called the lowest reach to this multiple of the 10th percentile of all deviations."""
-
-
-@dataclass(frozen=True)
-class NoiseMeasurement:
-    """``sigma``: standard deviation in HU; ``mean_frequency`` (lp/cm) of the radial noise power spectrum, None where
-    too few patches were found; ``pixels``: how many pixels of water-like tissue were looked at."""
-
-    sigma: float
-    mean_frequency: float | None
-    pixels: int
 
 
 @dataclass(frozen=True)
@@ -57,11 +46,15 @@ class NoiseSpectrum:
         return float(self.frequency[self.power.argmax()])
 
 
-def measure_noise_spectrum(hu: np.ndarray, pixel_spacing: float) -> NoiseSpectrum | None:
-    """Noise power spectrum of ``hu``, as :func:`measure_noise` finds its patches; None where there are too few, or no
-    noise."""
-    noise = _noise(hu, pixel_spacing)
-    return None if noise is None else noise[1]
+@dataclass(frozen=True)
+class NoiseMeasurement:
+    """``sigma``: standard deviation in HU; ``mean_frequency`` (lp/cm) of the radial noise power spectrum, None where
+    too few patches were found; ``pixels``: how many pixels of water-like tissue were looked at."""
+
+    sigma: float
+    mean_frequency: float | None
+    pixels: int
+    spectrum: NoiseSpectrum | None = field(default=None, repr=False, compare=False)
 
 
 def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | None:
@@ -73,11 +66,6 @@ def measure_noise(hu: np.ndarray, pixel_spacing: float) -> NoiseMeasurement | No
     The patches near it give the radially averaged noise power spectrum and its mean, sum f NPS(f) / sum NPS(f)
     (ICRU 87). Returns None where there is too little such tissue.
     """
-    noise = _noise(hu, pixel_spacing)
-    return None if noise is None else noise[0]
-
-
-def _noise(hu: np.ndarray, pixel_spacing: float) -> tuple[NoiseMeasurement, NoiseSpectrum | None] | None:
     slices = hu[None] if hu.ndim == 2 else hu
     side = max(9, int(round(_PATCH_MM / pixel_spacing)))
     chosen = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), _MAXIMUM_SLICES)).round().astype(int))
@@ -101,7 +89,7 @@ def _noise(hu: np.ndarray, pixel_spacing: float) -> tuple[NoiseMeasurement, Nois
     if near.any():
         sigma = float(np.sqrt(np.mean(deviation[near] ** 2)))
     spectrum = _spectrum(stack[near], sigma, pixel_spacing) if np.count_nonzero(near) >= _MINIMUM_PATCHES else None
-    return NoiseMeasurement(sigma, None if spectrum is None else spectrum.mean_frequency, pixels), spectrum
+    return NoiseMeasurement(sigma, None if spectrum is None else spectrum.mean_frequency, pixels, spectrum)
 
 
 def water_like(image: np.ndarray, pixel_spacing: float) -> np.ndarray:
