@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "evaluation.pairs_table:evaluate",
     "compare": "evaluation.comparison:compare",
     "reconstruct": "reconstruction.comparison:reconstruct",
+    "detector": "evidence.detection.train:train_detector",
 }
 """Module and function of each; only the one that is asked for is imported."""
 
