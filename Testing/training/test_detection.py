@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from CTHarmonizeLib.errors import InputError
+from CTHarmonizeTraining.evidence.cases import KnownNodule, Scan
 from CTHarmonizeTraining.evidence.detection import detect
 from CTHarmonizeTraining.evidence.detection.detect import Candidates2D, joined
 from CTHarmonizeTraining.evidence.detection.luna import outcomes, read_luna
@@ -25,10 +28,11 @@ from CTHarmonizeTraining.evidence.detection.scores import (
     bootstrap,
     cpm,
     froc,
-    interval,
     match,
     sensitivity_at,
 )
+from CTHarmonizeTraining.evidence.detection.study import DetectionStudy
+from CTHarmonizeTraining.evidence.study import REFERENCE, UNTOUCHED, Image
 
 needs_monai = pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="the package monai is not installed")
 
@@ -133,10 +137,9 @@ def test_auc_is_mann_and_whitneys() -> None:
 def test_the_interval_of_sensitivity_is_near_the_binomials() -> None:
     rng = np.random.default_rng(1)
     scans = [outcome([float(rng.random() < 0.7)], []) for _ in range(200)]
-    found = interval(lambda chosen: Counts.of(chosen, 0.5).recall, scans)
-    error = 1.96 * np.sqrt(found.value * (1 - found.value) / 200)
-    assert found.low == pytest.approx(found.value - error, abs=0.015)
-    assert found.high == pytest.approx(found.value + error, abs=0.015)
+    value, _, low, high = bootstrap(lambda chosen: Counts.of(chosen, 0.5).recall, scans)
+    error = 1.96 * np.sqrt(value * (1 - value) / 200)
+    assert (low, high) == pytest.approx((value - error, value + error), abs=0.015)
 
 
 def test_bootstrap_of_curves_and_of_what_is_not_known() -> None:
@@ -227,3 +230,95 @@ def test_balls_apart_are_two_and_those_outside_the_lung_none() -> None:
     lung[:14] = True
     assert joined(both, (1.0, 1.0, 1.0), lung)["slice"].to_numpy() == pytest.approx([8])
     assert list(joined([], (1.0, 1.0, 1.0)).columns) == detect.COLUMNS
+
+
+# The study
+
+
+class Told:
+    """A detector that finds what the image's HU names."""
+
+    threshold = 0.5
+    card = {
+        "training": {"kernel": "medium", "dose": 100.0},
+        "validation": {"f1": 0.9, "boxes_ap50": 0.6},
+    }
+
+    def __init__(self, tables: dict[int, pd.DataFrame]) -> None:
+        self.tables = tables
+
+    def detect(self, hu: np.ndarray, spacing: tuple, lung: np.ndarray) -> pd.DataFrame:
+        return self.tables[int(hu[0, 0, 0])]
+
+
+def candidates(*rows: tuple[float, float, float, float]) -> pd.DataFrame:
+    """Candidates at slice, row, column, with a probability."""
+    table = pd.DataFrame(np.array(rows, float).reshape(-1, 4), columns=["slice", "row", "column", "probability"])
+    return table.assign(diameter_mm=6.0)
+
+
+NODULES = (
+    KnownNodule(1, (4.0, 20.0, 20.0), 6.0, 113.0, 40.0, True),
+    KnownNodule(2, (12.0, 40.0, 40.0), 8.0, 268.0, 40.0, True),
+)
+
+
+def case(name: str, lesions: tuple = ()) -> SimpleNamespace:
+    """The part of a case that detection is told: 24 slices of 1 mm, pixels of 0.5 mm."""
+    lung = np.ones((24, 64, 64), bool)
+    return SimpleNamespace(name=name, spacing=(0.5, 0.5, 1.0), lung=lung, nodules=NODULES, lesions=lesions)
+
+
+def image(code: int, method: str = "untouched", source: Scan = Scan("smooth", 25.0)) -> Image:  # noqa: B008
+    return Image(method, source, Scan("medium", 100.0), np.full((24, 64, 64), code, np.int16))
+
+
+def test_the_study_measures_nodules_false_candidates_and_blocks() -> None:
+    lesion = SimpleNamespace(centre=(20.0, 10.0, 10.0), diameter=3.0)
+    found = candidates((4, 20, 24, 0.9), (12, 40, 57, 0.8), (12, 40, 44, 0.3), (20, 10, 11, 0.9))
+    findings = DetectionStudy(Told({1: found})).measure(case("a", (lesion,)), image(1))
+    told = {(finding.measure, finding.item): finding.value for finding in findings}
+    assert told == {
+        ("probability", "nodule 1"): 0.9,
+        ("probability", "nodule 2"): 0.3,
+        ("false probability", "false 1"): 0.8,
+        ("F1", ""): 0.5,
+        ("precision", ""): 0.5,
+        ("recall", ""): 0.5,
+        ("F1", "0 to 8 mm"): 1.0,
+        ("F1", "8 to 16 mm"): 0.0,
+    }
+
+
+def test_the_section_has_scores_concordance_and_curves() -> None:
+    """The rows that a suite would join, of three kernels, two methods, five cases."""
+    pytest.importorskip("CTHarmonizeTraining.evidence.agreement", reason="there is no module for concordance yet")
+    rng, rows = np.random.default_rng(0), []
+    pairs = [("smooth", "medium"), ("medium", "sharp"), ("smooth", "sharp")]
+    for name in "abcde":
+        truth = [(*nodule.centre, float(rng.uniform(0.4, 1.0))) for nodule in NODULES]
+        false = [(*rng.uniform(0, 24, 1), 60, 5, float(rng.uniform(0.0, 0.7)))]
+        study = DetectionStudy(Told({0: candidates(*truth, *false), 1: candidates(*truth[:1], *false)}))
+        reference = {(f.measure, f.item): f.value for f in study.measure(case(name), image(0))}
+        for target in ("medium 100 %", "sharp 100 %"):
+            rows += [(name, REFERENCE, target, target, *key, value, value) for key, value in reference.items()]
+        for source, target in pairs:
+            for method, code in ((UNTOUCHED, 1), ("same", 0)):
+                for dose in (25, 100):
+                    for found in study.measure(case(name), image(code)):
+                        key = (found.measure, found.item)
+                        ends = (f"{source} {dose} %", f"{target} 100 %")
+                        rows.append((name, method, *ends, *key, found.value, reference.get(key, np.nan)))
+    columns = ["case", "method", "source", "target", "measure", "item", "value", "reference"]
+    section = study.section(pd.DataFrame(rows, columns=columns))
+    scored, concordance, picture = section.parts
+    assert "10 nodules in 5 slabs" in section.text
+    assert len(scored.frame) == 6 * 3
+    medium = scored.frame[(scored.frame["source"] == "smooth 25 %") & (scored.frame["target"] == "medium 100 %")]
+    assert medium["method"].tolist() == [UNTOUCHED, "same", REFERENCE]
+    assert medium.iloc[1]["precision":].equals(medium.iloc[2]["precision":])
+    assert medium["recall"].iloc[0] < medium["recall"].iloc[1]
+    table = concordance.frame.set_index("method")
+    assert table.loc["same", "mean"] == pytest.approx(1.0) and table.loc[UNTOUCHED, "mean"] < 0.9
+    assert "almost perfect (n = 10)" in table.loc["same", "smooth to medium"]
+    assert picture.content.startswith(b"\x89PNG")

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from CTHarmonizeTraining.evaluation.measures import Estimate
-
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives a scan at which the competition performance metric (CPM) averages sensitivity."""
 
@@ -29,10 +27,6 @@ class Outcome:
 
     hits: np.ndarray
     false: np.ndarray
-
-    def at(self, threshold: float) -> Outcome:
-        """With the candidates of a probability of ``threshold`` or more alone."""
-        return Outcome(np.where(self.hits >= threshold, self.hits, 0.0), self.false[self.false >= threshold])
 
 
 @dataclass(frozen=True)
@@ -95,9 +89,9 @@ class Counts:
     @classmethod
     def of(cls, scans: Sequence[Outcome], threshold: float) -> Counts:
         """Of all ``scans`` together, of candidates of that probability or more."""
-        seen = [scan.at(threshold) for scan in scans]
-        hits = sum(int((scan.hits > 0).sum()) for scan in seen)
-        return cls(hits, sum(len(scan.false) for scan in seen), sum(len(scan.hits) for scan in seen) - hits)
+        hits, false = _pooled(scans)
+        found = int(((hits > 0) & (hits >= threshold)).sum())
+        return cls(found, int((false >= threshold).sum()), len(hits) - found)
 
     @property
     def precision(self) -> float:
@@ -166,14 +160,6 @@ def bootstrap(
     values = np.where(lost, 0.0, values)
     found = (np.nanmean(values, 0), *np.nanpercentile(values, (2.5, 97.5), axis=0))
     return value, *(np.where(lost, _NAN, one) for one in found)
-
-
-def interval(
-    statistic: Callable[[Sequence[Outcome]], float], scans: Sequence[Outcome], resamples: int = 1000
-) -> Estimate:
-    """:func:`bootstrap` of a number: its value, and the limits of 95 % over resampled scans."""
-    value, _, low, high = bootstrap(statistic, scans, resamples)
-    return Estimate(float(value), float(low), float(high))
 
 
 def best_threshold(scans: Sequence[Outcome]) -> float:
