@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+import torch
+from scipy import ndimage, stats
 
+from CTHarmonizeLib.ct.acquisition import target_mtf
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.evidence.cases import KnownNodule, Scan
 from CTHarmonizeTraining.evidence.detection import detect
-from CTHarmonizeTraining.evidence.detection.detect import Candidates2D, joined
+from CTHarmonizeTraining.evidence.detection.detect import Candidates2D, Detector, joined
 from CTHarmonizeTraining.evidence.detection.luna import outcomes, read_luna
+from CTHarmonizeTraining.evidence.detection.patches import Anatomy, patch
 from CTHarmonizeTraining.evidence.detection.scores import (
     NOTHING,
     RATES,
@@ -33,6 +38,11 @@ from CTHarmonizeTraining.evidence.detection.scores import (
 )
 from CTHarmonizeTraining.evidence.detection.study import DetectionStudy
 from CTHarmonizeTraining.evidence.study import REFERENCE, UNTOUCHED, Image
+from CTHarmonizeTraining.simulation.nodules import Nodule, paint_nodule
+from CTHarmonizeTraining.simulation.noise import Exposure
+from CTHarmonizeTraining.simulation.phantom import ChestPhantom
+from CTHarmonizeTraining.simulation.projector import Geometry, Grid
+from CTHarmonizeTraining.simulation.scan import simulate
 
 needs_monai = pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="the package monai is not installed")
 
@@ -322,3 +332,107 @@ def test_the_section_has_scores_concordance_and_curves() -> None:
     assert table.loc["same", "mean"] == pytest.approx(1.0) and table.loc[UNTOUCHED, "mean"] < 0.9
     assert "almost perfect (n = 10)" in table.loc["same", "smooth to medium"]
     assert picture.content.startswith(b"\x89PNG")
+
+
+# The network
+
+
+@needs_monai
+def test_a_few_iterations_lower_the_loss_and_a_training_that_stopped_goes_on(tmp_path: Path, monkeypatch) -> None:
+    from CTHarmonizeTraining.evidence.detection import train
+
+    monkeypatch.setattr(train, "_SIDE", 64)
+    monkeypatch.setattr(train, "_KEPT_EVERY", 18)
+    anatomy, place = bare_lung(), tmp_path / "training.pt"
+    network, course = train.fitted([anatomy], 25, 2, 3e-3, 1, place)
+    assert np.mean(course[-4:]) < 0.8 * np.mean(course[:2])
+    again, _ = train.fitted([anatomy], 25, 2, 3e-3, 1, place)  # from the 18th iteration on
+    for one, other in zip(network.state_dict().values(), again.state_dict().values(), strict=True):
+        assert (one == other).all()
+
+
+def bare_lung() -> Anatomy:
+    """Noisy lung tissue and nothing else."""
+    noise = np.random.default_rng(0).normal(0, 20, (6, 160, 160)).astype(np.int16)
+    return Anatomy(np.full((3, 160, 160), -850, np.int16), np.full((3, 160, 160), 60, np.uint8), noise)
+
+
+@needs_monai
+def test_patches_show_their_nodules() -> None:
+    lung, rng, count = bare_lung(), np.random.default_rng(0), 0
+    for _ in range(20):
+        image, boxes = patch(lung, 96, rng)
+        assert image.shape == (5, 96, 96)
+        smooth = ndimage.uniform_filter(image[2], 3)
+        for box in boxes:
+            row, column = np.clip(((box[:2] + box[2:]) / 2).astype(int), 0, 95)
+            assert smooth[row, column] > -760  # the lung has -850
+            count += 1
+    assert count > 10
+
+
+@pytest.fixture(scope="module")
+def scanned() -> dict[str, np.ndarray]:
+    """Simulated scans (slices of 1 mm, pixels of 0.7 mm) of a chest around a nodule of 10 mm, and without it."""
+    chest = ChestPhantom(8201, 0.7, 528, emphysema=0.0, nodules=0)
+    rng = np.random.default_rng(0)
+    points = chest.targets[0][(chest.targets[0][:, 2] > 130) & (chest.targets[0][:, 2] < 150)]
+    deep = points[chest._lung(*points.T) < -15.0]
+    place = deep[rng.integers(len(deep))]
+    bright = Nodule(tuple(map(float, place)), 10.0, 60.0, 0.0, 0, 1)
+    heights = place[2] + np.arange(-4, 5, 2.0)
+    found = {"lung": np.stack([chest.lung(z) for z in heights])}
+    planes = np.stack([chest.plane(float(z)) for z in heights])
+    for name in ("empty", "nodule"):
+        if name == "nodule":
+            for plane, z in zip(planes, heights, strict=True):
+                paint_nodule(plane, bright, chest.axis, float(z))
+        geometry = Geometry.covering(528 * 0.7, 320, 0.5)
+        grid, kernel = Grid(528, 528, 0.7), target_mtf("medium", 0.7)
+        made = simulate(torch.from_numpy(planes), 0.7, kernel, 100.0, grid, geometry, Exposure(6.25e5), seed=3)
+        found[name] = made.noisy.numpy().round().astype(np.int16)
+    found["at"] = np.array([2.0, *(place[1::-1] / 0.7 + 263.5)])
+    return found
+
+
+@needs_monai
+def test_the_shipped_detector_finds_a_nodule_and_none_where_there_is_none(scanned: dict[str, np.ndarray]) -> None:
+    detector, spacing = Detector.load(), (0.7, 0.7, 2.0)
+    table = detector.detect(scanned["nodule"], spacing, scanned["lung"])
+    best = table.iloc[0]
+    away = (best[["slice", "row", "column"]].to_numpy(float) - scanned["at"]) * (2.0, 0.7, 0.7)
+    assert np.linalg.norm(away) < 3.0 and best["diameter_mm"] == pytest.approx(10.0, abs=2.5)
+    assert best["probability"] > detector.threshold
+    assert (table["probability"][1:] < detector.threshold).all()
+    empty = detector.detect(scanned["empty"], spacing, scanned["lung"])
+    assert (empty["probability"] < detector.threshold).all()
+
+
+@needs_monai
+def test_another_pixel_size_is_the_same_nodule(scanned: dict[str, np.ndarray]) -> None:
+    cropped = scanned["nodule"][:, :520, :520].astype(np.float32)
+    coarse = ndimage.zoom(cropped, (1, 0.8, 0.8), order=1, grid_mode=True, mode="nearest").astype(np.int16)
+    best = Detector.load().detect(coarse, (0.875, 0.875, 2.0)).iloc[0]
+    row, column = ((best[["row", "column"]].to_numpy(float) + 0.5) / 0.8) - 0.5
+    assert np.hypot(*(np.array([row, column]) - scanned["at"][1:])) * 0.7 < 2.0
+    assert best["diameter_mm"] == pytest.approx(10.0, abs=2.5)
+
+
+@needs_monai
+def test_a_folder_that_is_no_detector_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no detector"):
+        Detector.load(tmp_path)
+    for name in (detect.CARD, detect.WEIGHTS):
+        shutil.copy(detect.SHIPPED / name, tmp_path)
+    with (tmp_path / detect.WEIGHTS).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(InputError, match="do not match"):
+        Detector.load(tmp_path)
+
+
+def test_the_shipped_card_says_what_the_detector_is() -> None:
+    card = json.loads((detect.SHIPPED / detect.CARD).read_text())
+    assert card["training"]["phantoms"][1] < card["validation"]["phantoms"][0] < 9000
+    assert 0.0 < card["threshold"] == card["validation"]["threshold"] < 1.0
+    assert len(card["validation"]["sensitivity"]) == len(RATES)
+    assert (detect.SHIPPED / detect.WEIGHTS).stat().st_size < 1.5e6

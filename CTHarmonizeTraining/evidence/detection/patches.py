@@ -107,7 +107,7 @@ def patch(source: Anatomy, side: int, rng: np.random.Generator) -> tuple[np.ndar
     count, whole = len(source.hu), side + 2 * _MARGIN
     middle = int(rng.integers(count))
     at = rng.choice(np.argwhere(source.depth[middle][::4, ::4] > 0)) * 4 + rng.integers(-16, 17, 2)
-    top, left = np.clip(at - whole // 2, 0, _SIDE - whole)
+    top, left = np.clip(at - whole // 2, 0, source.hu.shape[1] - whole)
     here = np.s_[top : top + whole, left : left + whole]
     inner = np.s_[_MARGIN : whole - _MARGIN, _MARGIN : whole - _MARGIN]
     placed = _patch_nodules(source.depth[middle][here], inner, middle * CHANNEL_STEP, rng)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def _share(progress: float) -> float:
     """Of the highest learning rate."""
     if progress < _WARMING:
         return (progress + 0.1 * _WARMING) / (1.1 * _WARMING)
-    return 0.5 * (1.0 + np.cos(np.pi * (progress - _WARMING) / (1.0 - _WARMING)))
+    return 0.5 * (1.0 + math.cos(math.pi * (progress - _WARMING) / (1.0 - _WARMING)))
 
 
 def _resumed(
