@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "evaluation.comparison:compare",
     "report": "evidence.command:report",
     "reconstruct": "reconstruction.comparison:reconstruct",
+    "detector": "evidence.detection.train:train_detector",
 }
 """Module and function of each; only the one that is asked for is imported."""
 

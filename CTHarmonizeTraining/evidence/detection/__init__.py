@@ -1,0 +1,1 @@
+"""Lung nodules as a detector finds them: the downstream task of harmonization."""
