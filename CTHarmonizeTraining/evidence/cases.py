@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,6 +71,13 @@ class Case:
     nodules: tuple[KnownNodule, ...] = field(default=())
     lesions: tuple[Place, ...] = field(default=())
     vacant: tuple[Place, ...] = field(default=())
+    _known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, computed once for the case: what studies measure in the anatomy itself."""
+        if name not in self._known:
+            self._known[name] = make()
+        return self._known[name]
 
     def volume(self, scan: Scan) -> Volume:
         """A scan as a user has it: whole slices."""

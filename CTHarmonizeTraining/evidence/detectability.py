@@ -139,8 +139,14 @@ class DetectabilityStudy:
             values[INDEX] = detectability(measured_modulation(mtf), noise)
         return [Finding(name, value) for name, value in values.items()]
 
+    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Noise and f50."""
+        mean = rows.groupby(["measure", "method"])["value"].mean()
+        return pd.DataFrame({SIGMA: mean.get(SIGMA), F50: mean.get(F50)})
+
     def section(self, rows: pd.DataFrame) -> Section:
         """All measures by method, the index by method and source, and their distributions."""
+        rows = rows[rows["target"] == rows["target"].iloc[0]]  # noise and sharpness of two targets have no mean
         parts = [_by_method(rows), _by_source(rows), _picture(rows)]
         task, observer = Task(), Observer()
         text = (
@@ -150,7 +156,7 @@ class DetectabilityStudy:
             "against the known anatomy, in which edges of air and bone count most. It holds for linear systems: a "
             "linear filter hardly changes it, and a method that smooths uniform tissue but keeps strong edges scores "
             "high although a faint lesion may be smoothed away with the noise. So it is an upper bound for such "
-            "methods."
+            f"methods. Of all sources that lead to {rows['target'].iloc[0]}."
         )
         return Section("Noise, sharpness and detectability", text, parts)
 

@@ -106,15 +106,18 @@ class NoduleStudy:
         """Volume, surface to volume, sphericity, and the volume again beside that of the nodule's construction, of
         'nodule k'."""
         findings = []
-        for nodule in case.nodules:
-            found, true = (
-                measure_shape(segment_nodule(hu, nodule, case.spacing), case.spacing) for hu in (image.hu, case.truth)
-            )
+        known = case.once(self.name, lambda: _shapes(case, case.truth))
+        for nodule, found, true in zip(case.nodules, _shapes(case, image.hu), known, strict=True):
             item = f"nodule {nodule.number}"
             pairs = zip(_SHAPE, asdict(found).values(), asdict(true).values(), strict=True)
             findings += [Finding(name, value, truth, item) for name, value, truth in pairs]
             findings.append(Finding(BUILT, found.volume, nodule.volume, item))
         return findings
+
+    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """NRMSE of the nodules' volumes against the anatomy, percent."""
+        of = rows[rows["measure"] == VOLUME].groupby("method")
+        return pd.DataFrame({"nodule volume NRMSE, %": of.apply(lambda part: nrmse(part["value"], part["truth"]))})
 
     def section(self, rows: pd.DataFrame) -> Section:
         """Normalised errors by method, volumes by source, and the errors' distributions."""
@@ -122,6 +125,11 @@ class NoduleStudy:
         if methods_of(rows):
             parts.append(_picture(rows))
         return Section("Nodule morphology", _text(rows), parts)
+
+
+def _shapes(case: Case, hu: np.ndarray) -> list[Shape]:
+    """Of every nodule, found in ``hu``."""
+    return [measure_shape(segment_nodule(hu, nodule, case.spacing), case.spacing) for nodule in case.nodules]
 
 
 def _text(rows: pd.DataFrame) -> str:

@@ -91,14 +91,29 @@ class RadiomicsStudy:
     name = "radiomics"
     sampled = False  # a tenth of a second a nodule, for features that nobody reads by their samples
 
+    def __init__(self) -> None:
+        """Raises InputError where pyradiomics is not installed."""
+        _extractor()
+
     def measure(self, case: Case, image: Image) -> list[Finding]:
         """All features of every 'nodule k'. Raises InputError where pyradiomics is not installed."""
         findings = []
-        for nodule in case.nodules:
-            mask = case.labels == nodule.number
-            found, true = (measure_features(hu, mask, case.spacing) for hu in (image.hu, case.truth))
+        known = case.once(self.name, lambda: self._features(case, case.truth))
+        for nodule, found, true in zip(case.nodules, self._features(case, image.hu), known, strict=True):
             findings += [Finding(name, found[name], true[name], f"nodule {nodule.number}") for name in found]
         return findings
+
+    @staticmethod
+    def _features(case: Case, hu: np.ndarray) -> list[dict[str, float]]:
+        """Of every nodule."""
+        return [measure_features(hu, case.labels == nodule.number, case.spacing) for nodule in case.nodules]
+
+    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Median over all features of the concordance with the reference."""
+        found = {
+            method: float(_concordances(part).median()) for method, part in rows.groupby("method") if len(part)
+        }
+        return pd.DataFrame({"concordance of radiomic features": pd.Series(found, dtype=float)})
 
     def section(self, rows: pd.DataFrame) -> Section:
         """Normalised errors of the nine, their concordance, and how many of all features agree with the reference."""
@@ -183,14 +198,16 @@ def _concordance(rows: pd.DataFrame, features: list[str]) -> Table:
     )
 
 
+def _concordances(rows: pd.DataFrame) -> pd.Series:
+    """Of each feature, over all ``rows`` of it; features without one left out."""
+    found = {name: concordance(part["value"], part["reference"]).value for name, part in rows.groupby("measure")}
+    return pd.Series(found, dtype=float).dropna()
+
+
 def _agreeing(rows: pd.DataFrame) -> Table:
     lines = []
     for method in methods_of(rows):
-        of = rows[rows["method"] == method]
-        found = pd.Series(
-            {name: concordance(part["value"], part["reference"]).value for name, part in of.groupby("measure")},
-            dtype=float,
-        ).dropna()
+        found = _concordances(rows[rows["method"] == method])
         line = {"method": method, "features": len(found), "median": number(float(found.median()), 3)}
         line |= {f"{limit:g} or more": int((found >= limit).sum()) for limit in _AGREED}
         for group in CLASSES:

@@ -6,7 +6,7 @@ import inspect
 import json
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from CTHarmonizeLib.errors import InputError
+from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.report import as_json
 from CTHarmonizeLib.request import Request
@@ -27,11 +27,16 @@ from CTHarmonizeTraining.evaluation.perception import available
 from CTHarmonizeTraining.evaluation.scores import Distances
 from CTHarmonizeTraining.evidence import slabs, uncertainty
 from CTHarmonizeTraining.evidence.cases import Case, Scan
+from CTHarmonizeTraining.evidence.densitometry import DensitometryStudy
+from CTHarmonizeTraining.evidence.detectability import DetectabilityStudy
+from CTHarmonizeTraining.evidence.detection.study import DetectionStudy
 from CTHarmonizeTraining.evidence.images import MEAN, Maker, installed, reference, untouched
 from CTHarmonizeTraining.evidence.kept import fingerprint
 from CTHarmonizeTraining.evidence.lesions import LesionStudy
+from CTHarmonizeTraining.evidence.nodules import NoduleStudy
 from CTHarmonizeTraining.evidence.pictures import example_figure
 from CTHarmonizeTraining.evidence.quality import QualityStudy
+from CTHarmonizeTraining.evidence.radiomics import RadiomicsStudy
 from CTHarmonizeTraining.evidence.report import write_report
 from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Picture, Section, Study, Table
 from CTHarmonizeTraining.evidence.uncertainty import UncertaintyStudy
@@ -64,9 +69,25 @@ _COLUMNS = ["study", "case", "method", "source", "target", "item", "measure", "v
 _SAME = ["study", "case", "target", "item", "measure"]
 
 
-def studies(distances: Distances | None = None) -> list[Study]:
-    """All of them; ``distances``: LPIPS by backbone."""
-    return [QualityStudy(distances), LesionStudy(), UncertaintyStudy()]
+def studies(distances: Distances | None = None) -> tuple[list[Study], dict[str, str]]:
+    """All that can run here, and why others cannot; ``distances``: LPIPS by backbone."""
+    makers: list[Callable[[], Study]] = [
+        lambda: QualityStudy(distances),
+        DetectabilityStudy,
+        DensitometryStudy,
+        NoduleStudy,
+        RadiomicsStudy,
+        DetectionStudy,
+        LesionStudy,
+        UncertaintyStudy,
+    ]
+    made, missing = [], {}
+    for make in makers:
+        try:
+            made.append(make())
+        except (InputError, CannotRunError) as error:
+            missing[f"study of {make.name}"] = str(error)
+    return made, missing
 
 
 def run(
@@ -95,8 +116,11 @@ def run(
     for maker in makers:
         maker.check_unseen(seeds)
     distances = available(lpips, makers[0].device)
+    chosen, not_chosen = studies(distances)
+    for name, reason in not_chosen.items():
+        say(f"{name} is left out: {reason}")
     cases = slabs.slabs(seeds, slices=slices)
-    desk = _Desk(output, studies(distances), makers, missing)
+    desk = _Desk(output, chosen, makers, missing | not_chosen)
     rows = joined(pd.DataFrame(desk.rows(slabs.case_of(slab, cache, say) for slab in cases), columns=_COLUMNS))
     write_whole(output / MEASUREMENTS, rows.to_csv(index=False))
     facts = {
@@ -123,7 +147,8 @@ def write(output: Path) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"'{output}' holds no measurements of 'evaluate --suite'.") from error
     rows["item"] = rows["item"].fillna("")
-    chosen = studies()
+    measured = set(rows["study"])
+    chosen = [study for study in studies()[0] if study.name in measured]
     parts = [_summary(rows, chosen, facts), _examples(output), *_sections(rows, chosen)]
     return write_report(output, TITLE, facts, parts)
 

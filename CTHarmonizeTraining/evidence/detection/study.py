@@ -40,21 +40,14 @@ _NAN = float("nan")
 class DetectionStudy:
     """Lung nodules that a detector, trained on the reference acquisition alone, finds in each image.
 
-    ``detector``: the shipped one where None, read when the first image is measured.
+    ``detector``: the shipped one where None. Raises CannotRunError without MONAI.
     """
 
     name = "detection"
     sampled = False
 
     def __init__(self, detector: Detector | None = None) -> None:
-        self._detector = detector
-
-    @property
-    def detector(self) -> Detector:
-        """The detector. Raises CannotRunError without MONAI."""
-        if self._detector is None:
-            self._detector = Detector.load()
-        return self._detector
+        self.detector = detector or Detector.load()
 
     def measure(self, case: Case, image: Image) -> list[Finding]:
         """The 'probability' of each nodule (0: missed) and of each 'false' candidate; F1, precision and recall at the
@@ -82,6 +75,11 @@ class DetectionStudy:
                 item = f"{first:g} to {first + BLOCK_MM:g} mm"
                 found.append(Finding("F1", Counts.of([block], threshold).f1, item=item))
         return found
+
+    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Mean F1 over cases and sources."""
+        whole = rows[(rows["measure"] == "F1") & (rows["item"] == "")]
+        return pd.DataFrame({"F1 of nodule detection": whole.groupby("method")["value"].mean()})
 
     def section(self, rows: pd.DataFrame) -> Section:
         """Scores of each method and source, concordance of F1 in the shape of CTFlow's table 2, and FROC curves."""
