@@ -140,7 +140,8 @@ def _text(rows: pd.DataFrame) -> str:
         f"{100 * MARGIN_SHARE:g} % of its diameter ({MARGIN_MM:g} mm at least); volume V and surface A are those of "
         "the mask's marching-cubes mesh, sphericity S is (36 π V²)^(1/3) / A. The truth is what the same algorithm "
         "finds in the anatomy. Its volumes there are "
-        f"{mean_deviation(100.0 * (true / built - 1.0), 1)} % off those that the nodules were built with."
+        f"{mean_deviation(100.0 * (true / built - 1.0), 1)} % off those that the nodules were built with: "
+        "what a vessel that touches a nodule has within the ball counts too, and spicules are not in the latter."
     )
 
 
