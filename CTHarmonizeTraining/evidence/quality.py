@@ -154,7 +154,7 @@ def _table(
 
 
 def _biases(rows: pd.DataFrame) -> Table:
-    values = rows[(rows.measure == "bias") & (rows.method != REFERENCE)]
+    values = rows[(rows.measure == "bias") & (rows.method != REFERENCE) & rows.value.notna()]
     largest = values.pivot_table(
         index="method", columns="item", values="value", aggfunc=lambda v: v.iloc[v.abs().argmax()], sort=False
     )

@@ -25,6 +25,7 @@ _PATCH_MM = 11.0
 _SMOOTHING_MM = 2.5
 _MINIMUM_PATCHES = 20
 _MAXIMUM_SLICES = 24
+_LOWEST_PEAK = 0.5  # lp/cm
 _LOWEST_SPREAD = 1.6
 """Patches that are called the lowest reach to this multiple of the 10th percentile of all deviations."""
 
@@ -42,8 +43,9 @@ class NoiseSpectrum:
 
     @property
     def peak_frequency(self) -> float:
-        """Where the spectrum is highest, lp/cm."""
-        return float(self.frequency[self.power.argmax()])
+        """Where the spectrum is highest, lp/cm; below half a line pair the patches are too small to tell."""
+        known = self.frequency >= _LOWEST_PEAK
+        return float(self.frequency[known][self.power[known].argmax()])
 
 
 @dataclass(frozen=True)
