@@ -122,6 +122,7 @@ def _fillTable(node, names: list[str], rows: list[dict[str, Any]]) -> None:
         for title, cells in columns:
             column = node.AddColumn()
             column.SetName(title)
+            node.SetColumnTitle(title, title)
             column.SetNumberOfValues(len(cells))
             for place, cell in enumerate(cells):
                 column.SetValue(place, cell)

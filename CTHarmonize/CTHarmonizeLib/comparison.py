@@ -27,6 +27,7 @@ _AIR_MM = 5.0  # air begins this far from the body
 _LEAST_VOXELS = 500
 _MOST_SLICES = 48  # in which fat, water-like tissue and air are looked for
 _HISTOGRAM = np.arange(-1100.0, -499.0, 10.0)
+_SPECTRUM_BINS = 2.0  # sigma, well below what patches of that size can resolve
 _SAME_PLACE_MM = 0.01
 
 
@@ -232,7 +233,7 @@ def _histogram(names: Sequence[str], inside: Sequence[np.ndarray]) -> Curves | N
         return None
     counts = {name: np.histogram(values, _HISTOGRAM)[0] for name, values in zip(names, inside, strict=True)}
     return Curves(
-        "Lungs",
+        "HU of the lungs",
         "HU",
         "share of the lungs, %",
         (0.5 * (_HISTOGRAM[1:] + _HISTOGRAM[:-1])).tolist(),
@@ -245,9 +246,10 @@ def _noise_power(names: Sequence[str], noise: Sequence[NoiseMeasurement | None])
     known = [(name, found.spectrum) for name, found in zip(names, noise, strict=True) if found and found.spectrum]
     shares = {}
     for name, found in known:
-        area = float((0.5 * (found.power[1:] + found.power[:-1]) * np.diff(found.frequency)).sum())
+        power = ndimage.gaussian_filter1d(found.power, _SPECTRUM_BINS, mode="nearest")
+        area = float((0.5 * (power[1:] + power[:-1]) * np.diff(found.frequency)).sum())
         if area > 0:
-            shares[name] = (found.power / area).tolist()
+            shares[name] = (power / area).tolist()
     if not shares:
         return None
     x = known[0][1].frequency.tolist()  # the same for all: it follows from the size of the pixels

@@ -68,7 +68,7 @@ def test_the_button_measures_and_shows(host, widget):
     assert float(found["Mean of the lungs"][2]) == pytest.approx(-860.0, abs=5.0)
     assert found["Mean of fat"] == ["HU", "–", "–"]
     charts = slicer.util.getNodesByClass("vtkMRMLPlotChartNode")
-    assert [chart.GetTitle() for chart in charts] == ["Lungs", "Noise power spectrum"]
+    assert [chart.GetTitle() for chart in charts] == ["HU of the lungs", "Noise power spectrum"]
     series = charts[0].GetNthPlotSeriesNode(1)
     assert series.GetName() == "After" and series.GetTableNode().GetNumberOfRows() == 60
     selection = slicer.app.applicationLogic().GetSelectionNode()

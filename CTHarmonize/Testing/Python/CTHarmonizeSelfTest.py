@@ -15,7 +15,9 @@ class CTHarmonizeSelfTest(ScriptedLoadableModuleTest):
         slicer.mrmlScene.Clear()
 
     def runTest(self, **kwargs):
-        for test in (self.test_panel, self.test_harmonizePhantom, self.test_closeSceneWhileRunning):
+        for test in (
+            self.test_panel, self.test_harmonizePhantom, self.test_measurePhantom, self.test_closeSceneWhileRunning
+        ):  # fmt: skip
             self.setUp()
             test()
 
@@ -38,6 +40,16 @@ class CTHarmonizeSelfTest(ScriptedLoadableModuleTest):
         self.assertTrue(job.waitForFinished(300.0), job.error)
         phantom.checkResult(self, job, volume)
         self.assertFalse(job.folder.path.exists())
+
+    def test_measurePhantom(self):
+        from CTHarmonizeGui import phantom
+
+        before, after = phantom.addPhantom(name="before"), phantom.addPhantom(name="after", noise=10.0)
+        table = CTHarmonizeLogic().compareVolumes(before, after)
+        self.assertEqual(table.GetCellText(0, 0), "Noise in water-like tissue")
+        noise = [float(table.GetCellText(0, column)) for column in (2, 3)]
+        self.assertGreater(noise[0], 1.5 * noise[1])
+        self.assertTrue(slicer.util.getNodesByClass("vtkMRMLPlotChartNode"))
 
     def test_closeSceneWhileRunning(self):
         from CTHarmonizeGui import phantom, registry
