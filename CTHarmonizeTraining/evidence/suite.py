@@ -284,7 +284,7 @@ def _summary(rows: pd.DataFrame, chosen: Sequence[Study], facts: dict) -> Sectio
     frame = frame.loc[order].rename_axis("method").reset_index()
     cases = len(facts["cases"])
     text = (
-        f"{cases} simulated chests with known emphysema, nodules and small lesions were scanned with smooth, medium "
+        f"Simulated chests ({cases}) with known emphysema, nodules and small lesions were scanned with smooth, medium "
         "and sharp kernels at 10, 25 and 100 % dose, and harmonized to a medium kernel at 100 %. A method helps where "
         "it is nearer to the reference, a scan of that kind with noise of its own, than the untouched scan is. "
         "Simulated data favour the learned methods, which were trained on scans of the same simulator; no patient's "
@@ -295,7 +295,19 @@ def _summary(rows: pd.DataFrame, chosen: Sequence[Study], facts: dict) -> Sectio
         "that cannot set the kernel leave it as it was. The physics-informed GAN aims at the anatomy without blur and "
         "noise, not at the reference."
     )
-    return Section("What was found", text, [Table("summary", "All methods", frame, note, digits=1)])
+    return Section("What was found", text, [Table("summary", "All methods", frame, note, _SUMMARY_DIGITS)])
+
+
+_SUMMARY_DIGITS = {
+    "RMSE, HU": 1,
+    "largest HU bias": 1,
+    "noise, HU": 1,
+    "|ΔPerc15|, HU": 1,
+    "nodule volume NRMSE, %": 1,
+    "lesions lost, %": 1,
+    "lesions made up, %": 1,
+    "voxels in their 95 % interval, %": 1,
+}
 
 
 def _sections(rows: pd.DataFrame, chosen: Sequence[Study]) -> list[Section]:
