@@ -297,9 +297,9 @@ def _summary(rows: pd.DataFrame, chosen: Sequence[Study], facts: dict) -> Sectio
         "scan was judged here."
     )
     note = (
-        "Means over the chests and over all sources that lead to the medium kernel (the bias: the largest). The "
-        "sources with another kernel count for methods that keep it, too. The physics-informed GAN aims at the anatomy without blur and "
-        "noise, not at the reference."
+        "Means over the chests and over all sources that lead to the medium kernel (the bias: the largest). Sources "
+        "with another kernel count for methods that keep it, too. The physics-informed GAN aims at the anatomy without "
+        "blur and noise, not at the reference."
     )
     return Section("What was found", text, [Table("summary", "All methods", frame, note, _SUMMARY_DIGITS)])
 
