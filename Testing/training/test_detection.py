@@ -322,7 +322,7 @@ def test_the_section_has_scores_concordance_and_curves() -> None:
                         rows.append((name, method, *ends, *key, found.value, reference.get(key, np.nan)))
     columns = ["case", "method", "source", "target", "measure", "item", "value", "reference"]
     section = study.section(pd.DataFrame(rows, columns=columns))
-    scored, concordance, picture = section.parts
+    scored, concordance, scores, picture = section.parts
     assert "10 nodules in 5 slabs" in section.text
     assert len(scored.frame) == 6 * 3
     medium = scored.frame[(scored.frame["source"] == "smooth 25 %") & (scored.frame["target"] == "medium 100 %")]
@@ -333,6 +333,8 @@ def test_the_section_has_scores_concordance_and_curves() -> None:
     assert table.loc["same", "mean"] == pytest.approx(1.0) and table.loc[UNTOUCHED, "mean"] < 0.9
     assert table.loc["same", "F1 differs by"] == 0.0 < table.loc[UNTOUCHED, "F1 differs by"]
     assert "almost perfect (n = 10)" in table.loc["same", "smooth to medium"]
+    odds = scores.frame.set_index("method")
+    assert odds.loc["same", "mean"] == pytest.approx(1.0) and odds.loc[UNTOUCHED, "mean"] < 0.9
     assert picture.content.startswith(b"\x89PNG")
 
 
