@@ -25,6 +25,7 @@ _TOLERANCE = 0.02  # of the pixel size: a grid so near is taken as it is
 _AROUND = 16  # pixels around the lungs that the network sees
 _LUNG_EDGE = 2.0  # mm that a candidate may lie outside the lungs
 _REACH = 2.0  # mm: slices so near belong together at least
+_LEAST = 0.1  # probability: what is less is not told (hundreds of specks a slab)
 _ROUNDS = 6  # in which a ball finds its place
 
 
@@ -57,7 +58,7 @@ class Detector:
             raise InputError(f"There is no detector in '{folder}': it needs {CARD} and {WEIGHTS}.") from error
         if hashlib.sha256(content).hexdigest() != digest:
             raise InputError(f"The weights in '{folder}' do not match their {CARD}: copy the folder again.")
-        network = _network(channels)
+        network = new_network(channels)
         from safetensors.torch import load
 
         try:
@@ -160,10 +161,12 @@ def joined(
         shown = sorted((scores[own & (index == k)].max() for k in np.unique(index[own])), reverse=True)
         rows.append((*at, wide, sum(shown[:wanted]) / wanted))
     table = pd.DataFrame(np.array(rows, np.float64).reshape(-1, len(COLUMNS)), columns=COLUMNS)
+    table = table[table["probability"] >= _LEAST]
     return table.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
 
 
-def _network(channels: int) -> torch.nn.Module:
+def new_network(channels: int) -> torch.nn.Module:
+    """An untrained detector that sees so many slices. Raises CannotRunError without MONAI."""
     try:
         from CTHarmonizeTraining.evidence.detection.network import NoduleDetector
     except ImportError as error:

@@ -17,7 +17,15 @@ from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.report import as_json
 from CTHarmonizeLib.version import __version__
 from CTHarmonizeTraining.console import say
-from CTHarmonizeTraining.evidence.detection.detect import CARD, WEIGHTS, Candidates2D, Detector, joined, windowed
+from CTHarmonizeTraining.evidence.detection.detect import (
+    CARD,
+    WEIGHTS,
+    Candidates2D,
+    Detector,
+    joined,
+    new_network,
+    windowed,
+)
 from CTHarmonizeTraining.evidence.detection.patches import (
     CHANNEL_STEP,
     CHANNELS,
@@ -83,6 +91,7 @@ def train_detector(
     if iterations < 1 or batch < 1 or not (1 <= phantoms <= 100 and 1 <= validation_phantoms <= 100):
         raise InputError("Give one iteration, one patch and one to a hundred phantoms of each kind or more.")
     output = check_output_folder(output)
+    new_network(CHANNELS)  # before chests are drawn for minutes: can it be?
     anatomies = []
     for number in range(phantoms):
         say(f"drawing chest {number + 1} of {phantoms}")
@@ -140,13 +149,10 @@ def fitted(
     Patches and sampling depend on ``seed`` and the iteration alone, so that a training that goes on from
     ``checkpoint`` becomes what it would have been. Raises CannotRunError without MONAI.
     """
-    try:
-        from CTHarmonizeTraining.evidence.detection.network import NoduleDetector, losses
-    except ImportError as error:
-        raise CannotRunError("The detector needs MONAI: pip install 'ctharmonize[evidence]'.") from error
-
     torch.manual_seed(seed)
-    detector = NoduleDetector(CHANNELS).train()
+    detector = new_network(CHANNELS).train()
+    from CTHarmonizeTraining.evidence.detection.network import losses
+
     optimizer = torch.optim.Adam(detector.parameters(), learning_rate)
     plan = [iterations, batch, len(anatomies), learning_rate, seed]
     course = _resumed(checkpoint, plan, detector, optimizer)
@@ -167,7 +173,9 @@ def fitted(
             if checkpoint is not None:
                 state = {"detector": detector.state_dict(), "optimizer": optimizer.state_dict()}
                 checkpoint.parent.mkdir(parents=True, exist_ok=True)
-                torch.save({"plan": plan, "course": course, **state}, checkpoint)
+                aside = checkpoint.with_name(f".{checkpoint.name}")
+                torch.save({"plan": plan, "course": course, **state}, aside)
+                aside.replace(checkpoint)
     parts = np.array_split(course, min(20, iterations))
     return detector.eval(), [round(float(part.mean()), 4) for part in parts]
 
