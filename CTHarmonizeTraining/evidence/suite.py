@@ -128,9 +128,7 @@ def run(
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "minutes": round((time.perf_counter() - start) / 60.0, 1),
         "cases": {f"phantom:{slab.seed}": asdict(slab) for slab in cases},
-        "methods": {
-            maker.request.method: maker.facts() | {"seconds a slice": desk.seconds(maker)} for maker in makers
-        },
+        "methods": {maker.request.method: maker.facts() | {"seconds a slice": desk.seconds(maker)} for maker in makers},
         "LPIPS": {backbone: found.about for backbone, found in distances.items()},
         "left out": desk.left_out,
         "warnings": desk.warnings,
@@ -271,8 +269,9 @@ def _row(study: Study, case: Case, image: Image, finding: Finding) -> dict:
 
 
 def _code(study: Study) -> str:
-    """What tells a study's code from an earlier one's."""
-    return fingerprint(inspect.getfile(type(study)), measures)[:8]
+    """What tells a study's code from an earlier one's; ``measured_by``, where a study has it: the modules that it
+    measures with."""
+    return fingerprint(inspect.getfile(type(study)), measures, *getattr(study, "measured_by", ()))[:8]
 
 
 def _summary(rows: pd.DataFrame, chosen: Sequence[Study], facts: dict) -> Section:
