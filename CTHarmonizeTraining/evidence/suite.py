@@ -128,7 +128,9 @@ def run(
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "minutes": round((time.perf_counter() - start) / 60.0, 1),
         "cases": {f"phantom:{slab.seed}": asdict(slab) for slab in cases},
-        "methods": {maker.request.method: maker.facts() | {"seconds a slice": desk.seconds(maker)} for maker in makers},
+        "methods": {
+            maker.request.method: maker.facts() | {"seconds a slice": desk.seconds(maker)} for maker in makers
+        },
         "LPIPS": {backbone: found.about for backbone, found in distances.items()},
         "left out": desk.left_out,
         "warnings": desk.warnings,
