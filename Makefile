@@ -41,11 +41,15 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is made last: what was interrupted is done again. The tests of LPIPS bring their own networks: torchvision, on
-# which it depends, breaks Lightning where its build does not fit torch's.
+# which it depends, breaks Lightning where its build does not fit torch's. pyradiomics is built from source, and its
+# own description of what that needs is not complete.
 $(VENV)/.packages: $(VENV)/.torch pyproject.toml constraints.txt
 	@echo "Installing CTHarmonize and the packages that it needs ..."
-	@$(PIP) install --constraint constraints.txt --editable ".[train,test]"
+	@$(PIP) install --constraint constraints.txt --editable ".[train,test,evidence]"
 	@$(PIP) install --no-deps lpips
+	@{ $(PIP) install --constraint constraints.txt setuptools wheel cython versioneer && \
+	  $(PIP) install --constraint constraints.txt --no-build-isolation pyradiomics; } >/dev/null 2>&1 || \
+	  echo "Radiomic features are left out: pyradiomics needs a C compiler and Python's headers here."
 	@if $(BIN)/python -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))"; then \
 	  $(PIP) install --constraint constraints.txt $(PANEL); \
 	else \

@@ -66,6 +66,11 @@ class Maker:
         """Whether the method draws samples."""
         return self.method.stochastic
 
+    @property
+    def sets_kernel(self) -> bool:
+        """Whether the method can give another kernel than the source's."""
+        return "kernel" in self.method.target_fields or self.method.makes_truth
+
     def check_unseen(self, seeds: Sequence[int]) -> None:
         """Raise InputError where the model was trained on one of these chests."""
         if self.choice.model and "sources" in (trained := self.choice.model.card["training"]):

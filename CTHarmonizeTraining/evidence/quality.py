@@ -150,7 +150,9 @@ def _table(
         made[column] = grouped.mean()
         if spread:
             made[f"{column}, SD"] = grouped.std()
-    return Table(name, title, pd.DataFrame(made).reset_index(), note, digits=3)
+    frame = pd.DataFrame(made).reset_index()
+    digits = {column: 3 if column.startswith(("SSIM", "LPIPS")) else 1 for column in frame}
+    return Table(name, title, frame, note, digits)
 
 
 def _biases(rows: pd.DataFrame) -> Table:

@@ -165,7 +165,10 @@ def _figure(picture: Picture) -> str:
 def _table(table: Table) -> str:
     """The first column names the lines; a rule parts them where it names several alike."""
     frame = table.frame
-    texts = [[cell_text(value, table.digits) for value in frame.iloc[:, place]] for place in range(frame.shape[1])]
+    texts = [
+        [cell_text(value, table.digits_of(name)) for value in frame.iloc[:, place]]
+        for place, name in enumerate(frame.columns)
+    ]
     kinds = [place > 0 and _is_numeric(frame.iloc[:, place]) for place in range(frame.shape[1])]
     texts = [
         [_BEFORE_DIGIT.sub(_MINUS, text) for text in column] if number else column

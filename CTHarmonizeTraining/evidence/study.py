@@ -6,7 +6,7 @@ images one at a time and know of no other; the suite measures the reference scan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,13 +50,17 @@ class Finding:
 @dataclass(frozen=True)
 class Table:
     """A table of the report: ``name`` of its CSV file, ``title``, ``note`` on how to read it; cells of ``frame`` are
-    text or numbers, which are shown with ``digits`` places."""
+    text or numbers, which are shown with ``digits`` places (two where it has none for their column)."""
 
     name: str
     title: str
     frame: pd.DataFrame
     note: str = ""
-    digits: int = 2
+    digits: int | Mapping[str, int] = 2
+
+    def digits_of(self, column: str) -> int:
+        """Places of the numbers in a column."""
+        return self.digits if isinstance(self.digits, int) else self.digits.get(column, 2)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ class Detector:
 
     @property
     def threshold(self) -> float:
-        """Probability from which on a candidate counts as found."""
+        """Probability from which on a candidate counts as found, in slices of about 1 mm (in thicker ones fewer agree
+        on a candidate, so more that are none come so far)."""
         return float(self.card["threshold"])
 
     def detect(
@@ -77,7 +78,8 @@ class Detector:
         """Candidates in ``hu`` (slices, rows, columns), whose voxels have ``spacing`` (columns, rows, slices) mm.
 
         Columns: ``slice``, ``row``, ``column`` (fractions of voxels), ``diameter_mm``, ``probability``; most probable
-        first. ``lung`` (same shape, bool): candidates elsewhere are left out.
+        first. The network is surer than it is right, so probabilities rank, and mean what the ``threshold`` says of
+        them. ``lung`` (same shape, bool): candidates elsewhere are left out.
         """
         if hu.ndim != 3 or (lung is not None and lung.shape != hu.shape):
             raise InputError("A detector needs a volume of slices, rows and columns, and a lung mask of its shape.")

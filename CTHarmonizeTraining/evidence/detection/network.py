@@ -12,7 +12,6 @@ import torch
 from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
 from monai.apps.detection.networks.retinanet_network import RetinaNet
 from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
-from monai.data.box_utils import box_iou
 from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
@@ -75,11 +74,6 @@ class NoduleDetector(RetinaNetDetector):
             )[1]
             for boxes, target in zip(anchors, targets, strict=True)
         ]
-
-
-def overlap(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of each of ``boxes`` (n, 4) with each of ``others`` (m, 4): (n, m)."""
-    return box_iou(boxes, others)
 
 
 def losses(detector: NoduleDetector, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:

@@ -191,9 +191,7 @@ def _nodule(rng: np.random.Generator) -> Nodule:
     return Nodule((0.0, 0.0, 0.0), diameter, float(hu), lobulation, spicules, int(rng.integers(2**31)))
 
 
-def _patch_nodules(
-    depth: np.ndarray, inner: tuple[slice, slice], z: float, rng: np.random.Generator
-) -> list[Nodule]:
+def _patch_nodules(depth: np.ndarray, inner: tuple[slice, slice], z: float, rng: np.random.Generator) -> list[Nodule]:
     """None to three nodules that the plane ``z`` meets, or just misses."""
     room = np.zeros_like(depth)
     room[inner] = depth[inner]

@@ -163,12 +163,14 @@ def bootstrap(
 
 
 def best_threshold(scans: Sequence[Outcome]) -> float:
-    """The probability from which on F1 over all ``scans`` is highest; 1 where nothing was found."""
+    """The probability from which on F1 over all ``scans`` is highest: half way down to the next candidate's, so that a
+    little less certainty elsewhere changes nothing; 1 where nothing was found."""
     hits, false = _pooled(scans)
-    thresholds = np.unique(np.concatenate((hits[hits > 0], false)))
-    if not len(thresholds):
+    found = np.unique(np.concatenate((hits[hits > 0], false)))
+    if not len(found):
         return 1.0
-    return float(max(thresholds, key=lambda threshold: Counts.of(scans, threshold).f1))
+    best = int(np.argmax([Counts.of(scans, threshold).f1 for threshold in found]))
+    return float((found[best] + (found[best - 1] if best else 0.0)) / 2)
 
 
 def average_precision(
