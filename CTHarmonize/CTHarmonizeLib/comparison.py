@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy import ndimage
 
 from CTHarmonizeLib.ct.edge import body_mask
+from CTHarmonizeLib.ct.lungs import Densitometry, find_lungs, measure_densitometry
 from CTHarmonizeLib.ct.measure import NoiseMeasurement, measure_mtf, measure_noise
 from CTHarmonizeLib.ct.volume import PADDING_BELOW, Volume, check_ct
 from CTHarmonizeLib.errors import InputError
 
-EMPHYSEMA_HU = -950.0
-"""Lung below this counts as emphysema (LAA-950)."""
-
 _TISSUES = {"fat": (-130.0, -60.0), "water-like tissue": (0.0, 80.0)}  # local average, HU
 _AIR_HU = (-1050.0, -900.0)
-_LUNG_HU = -500.0  # lungs lie below
-_GAS_HU = -970.0  # median of what holds gas alone lies below: bowel, stomach
-_LUNG_MM2 = 1000.0  # largest cross-section that lungs have at least
 _REGION_MM = 2.0  # sigma of the average that says which tissue it is
 _EDGE_MM = 1.5  # tissue ends this far from other tissue
 _AIR_MM = 5.0  # air begins this far from the body
@@ -71,8 +66,8 @@ def compare_volumes(before: Volume, after: Volume, reference: Volume | None = No
     """Measures of two volumes of one patient and, where there is one, of what the second should be like.
 
     Tissue is chosen once, in low-passed slices of ``before``, so that the values compare; noise, sharpness and the
-    volume of the lungs are each volume's own. Raises InputError where a volume is no CT, or where they do not lie on
-    one grid.
+    lungs (:func:`find_lungs`) are each volume's own, as a reader would have them from it alone. Raises InputError where
+    a volume is no CT, or where they do not lie on one grid.
     """
     volumes = {"before": before, "after": after}
     if reference is not None:
@@ -85,60 +80,64 @@ def compare_volumes(before: Volume, after: Volume, reference: Volume | None = No
     regions = _Regions(before)
     noise = [measure_noise(hu, spacing) for hu in images]
     edges = [measure_mtf(hu, spacing) for hu in images]
-    inside = [hu[regions.lungs].astype(np.float32) for hu in images]
-    lungs = [regions.lungs, *(find_lungs(volume) for volume in list(volumes.values())[1:])]
+    lungs = [_Lungs.of(volume) for volume in volumes.values()]
     rows = [
         _row("Noise in water-like tissue", "HU", 1, (found and found.sigma for found in noise)),
         _row("Mean frequency of the noise", "lp/cm", 2, (found and found.mean_frequency for found in noise)),
         _row("Sharpness at the skin, f50", "lp/cm", 2, (found and found.f50 for found in edges)),
         *(_row(f"Mean of {name}", "HU", 1, values) for name, values in regions.means(images).items()),
-        _row("Mean of the lungs", "HU", 1, (_if_enough(np.mean, values) for values in inside)),
-        _row("Emphysema, LAA-950", "%", 2, (_if_enough(_emphysema, values) for values in inside)),
-        _row("15th percentile of the lungs", "HU", 1, (_if_enough(_percentile_15, values) for values in inside)),
-        _row("Volume of the lungs", "ml", 0, (_millilitres(mask, before) for mask in lungs)),
+        _row("Mean of the lungs", "HU", 1, (found and found.mean for found in lungs)),
+        _row("Emphysema, LAA-950", "%", 2, (found and found.measured.laa950 for found in lungs)),
+        _row("15th percentile of the lungs", "HU", 1, (found and found.measured.perc15 for found in lungs)),
+        _row("Volume of the lungs", "ml", 0, (found and found.measured.volume for found in lungs)),
     ]
     if reference is not None:
         rows += regions.differences(images)
-    curves = (_histogram(names, inside), _noise_power(names, noise))
+    curves = (_histogram(names, lungs), _noise_power(names, noise))
     return Comparison(tuple(rows), tuple(found for found in curves if found is not None))
 
 
-def find_lungs(volume: Volume) -> np.ndarray:
-    """Mask (slices, rows, columns) of the lungs without their larger vessels; empty where there are none.
+@dataclass(frozen=True)
+class _Lungs:
+    """What a volume's own lungs hold; ``mean`` in HU, ``histogram``: their share, %, in each bin."""
 
-    They are what a low-passed slice shows below -500 HU inside the body, in pieces with a cross-section of at least
-    10 square centimetres that do not hold gas alone, as bowel does. Airways that open into them count.
-    """
-    light = np.zeros(volume.shape, bool)
-    for number, smooth, body in _low_passed(volume):
-        light[number] = body & (smooth < _LUNG_HU)
-    return _lungs_among(light, volume)
+    measured: Densitometry
+    mean: float
+    histogram: np.ndarray
+
+    @classmethod
+    def of(cls, volume: Volume) -> _Lungs | None:
+        """None where there are none to speak of."""
+        mask = find_lungs(volume.hu, volume.spacing)
+        values = volume.hu[mask]
+        if len(values) < _LEAST_VOXELS:
+            return None
+        shares = 100.0 * np.histogram(values, _HISTOGRAM)[0] / len(values)
+        return cls(measure_densitometry(volume.hu, mask, volume.spacing), values.mean(dtype=np.float64), shares)
 
 
 class _Regions:
-    """Where a volume shows what: ``body`` and ``lungs``, masks (slices, rows, columns); tissues in some slices."""
+    """Where a volume shows what: ``body``, a mask (slices, rows, columns); tissues in some slices."""
 
     def __init__(self, volume: Volume) -> None:
         spacing, count = volume.pixel_spacing, volume.shape[0]
         chosen = set(np.linspace(0, count - 1, min(count, _MOST_SLICES)).round().astype(int).tolist())
-        light, self.body = np.zeros(volume.shape, bool), np.zeros(volume.shape, bool)
+        self.body = np.zeros(volume.shape, bool)
         self._tissues: dict[str, dict[int, np.ndarray]] = {name: {} for name in ("air", *_TISSUES)}
         for number, smooth, body in _low_passed(volume):
             self.body[number] = body
-            light[number] = body & (smooth < _LUNG_HU)
             if number not in chosen:
                 continue
             self._tissues["air"][number] = _eroded(~body & _between(smooth, _AIR_HU), _AIR_MM / spacing)
             for name, limits in _TISSUES.items():
                 self._tissues[name][number] = _eroded(body & _between(smooth, limits), _EDGE_MM / spacing)
-        self.lungs = _lungs_among(light, volume)
 
     def means(self, images: Sequence[np.ndarray]) -> dict[str, list[float | None]]:
         """The mean HU of each image, by tissue."""
         found = {}
         for name, masks in self._tissues.items():
             values = (np.concatenate([hu[number][mask] for number, mask in masks.items()]) for hu in images)
-            found[name] = [_if_enough(np.mean, part.astype(np.float32)) for part in values]
+            found[name] = [_mean(part) for part in values]
         return found
 
     def differences(self, images: Sequence[np.ndarray]) -> list[Row]:
@@ -185,20 +184,6 @@ def _low_passed(volume: Volume) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         yield number, smooth, np.zeros(plane.shape, bool) if body is None else body
 
 
-def _lungs_among(light: np.ndarray, volume: Volume) -> np.ndarray:
-    """The pieces of ``light`` that are lungs."""
-    labels, _ = ndimage.label(light)
-    pixels = _LUNG_MM2 / volume.pixel_spacing**2
-    lungs = np.zeros(light.shape, bool)
-    for number, place in enumerate(ndimage.find_objects(labels), start=1):
-        if np.prod([part.stop - part.start for part in place[1:]]) < pixels:
-            continue
-        piece = labels[place] == number
-        if piece.sum((1, 2)).max() >= pixels and np.median(volume.hu[place][piece]) > _GAS_HU:
-            lungs[place] |= piece
-    return lungs
-
-
 def _between(smooth: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     return (smooth > limits[0]) & (smooth < limits[1])
 
@@ -211,34 +196,16 @@ def _row(measure: str, unit: str, digits: int, values: Iterable[float | None]) -
     return Row(measure, unit, digits, *(None if value is None else float(value) for value in values))
 
 
-def _if_enough(statistic: Callable[[np.ndarray], float], values: np.ndarray) -> float | None:
-    return statistic(values) if len(values) >= _LEAST_VOXELS else None
+def _mean(values: np.ndarray) -> float | None:
+    return values.mean(dtype=np.float64) if len(values) >= _LEAST_VOXELS else None
 
 
-def _emphysema(values: np.ndarray) -> float:
-    return 100.0 * np.count_nonzero(values < EMPHYSEMA_HU) / len(values)
-
-
-def _percentile_15(values: np.ndarray) -> float:
-    return np.percentile(values, 15.0)
-
-
-def _millilitres(lungs: np.ndarray, volume: Volume) -> float | None:
-    voxels = int(np.count_nonzero(lungs))
-    return voxels * float(np.prod(volume.spacing)) / 1000.0 if voxels else None
-
-
-def _histogram(names: Sequence[str], inside: Sequence[np.ndarray]) -> Curves | None:
-    if len(inside[0]) < _LEAST_VOXELS:
+def _histogram(names: Sequence[str], lungs: Sequence[_Lungs | None]) -> Curves | None:
+    shares = {name: found.histogram.tolist() for name, found in zip(names, lungs, strict=True) if found}
+    if not shares:
         return None
-    counts = {name: np.histogram(values, _HISTOGRAM)[0] for name, values in zip(names, inside, strict=True)}
-    return Curves(
-        "HU of the lungs",
-        "HU",
-        "share of the lungs, %",
-        (0.5 * (_HISTOGRAM[1:] + _HISTOGRAM[:-1])).tolist(),
-        {name: (100.0 * count / len(inside[0])).tolist() for name, count in counts.items()},
-    )
+    middles = (0.5 * (_HISTOGRAM[1:] + _HISTOGRAM[:-1])).tolist()
+    return Curves("HU of the lungs", "HU", "share of the lungs, %", middles, shares)
 
 
 def _noise_power(names: Sequence[str], noise: Sequence[NoiseMeasurement | None]) -> Curves | None:

@@ -273,8 +273,9 @@ def _row(study: Study, case: Case, image: Image, finding: Finding) -> dict:
 
 
 def _code(study: Study) -> str:
-    """What tells a study's code from an earlier one's."""
-    return fingerprint(inspect.getfile(type(study)), measures)[:8]
+    """What tells a study's code from an earlier one's; ``measured_by``, where a study has it: the modules that it
+    measures with."""
+    return fingerprint(inspect.getfile(type(study)), measures, *getattr(study, "measured_by", ()))[:8]
 
 
 def _summary(rows: pd.DataFrame, chosen: Sequence[Study], facts: dict) -> Section:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from CTHarmonizeLib import cli, compare
-from CTHarmonizeLib.comparison import Comparison, compare_volumes, find_lungs
+from CTHarmonizeLib.comparison import Comparison, compare_volumes
 from CTHarmonizeLib.ct.io import write_nrrd
+from CTHarmonizeLib.ct.lungs import find_lungs, measure_densitometry
 from CTHarmonizeLib.ct.mtf import Mtf
 from CTHarmonizeLib.ct.volume import Volume
 from CTHarmonizeLib.errors import InputError
@@ -65,7 +66,7 @@ def test_tissue_has_its_hu(compared):
 
 
 def test_lungs_are_found_and_bowel_is_not(scans, compared):
-    lungs = find_lungs(scans["before"])
+    lungs = find_lungs(scans["before"].hu, SPACING)
     size = lungs.shape[1]
     assert not lungs[:, size // 2 - 60 : size // 2 - 40, size // 2].any()
     area = 2 * np.pi * 30 * 45 * 3.0 * len(lungs) / 1000
@@ -73,6 +74,13 @@ def test_lungs_are_found_and_bowel_is_not(scans, compared):
     assert (volume.before, volume.after) == pytest.approx((area, area), rel=0.05) and volume.unit == "ml"
     assert emphysema.after == pytest.approx(100 * EMPHYSEMA_SHARE, abs=1.5)
     assert row(compared, "15th").after == pytest.approx(LUNG_HU, abs=20.0)
+
+
+def test_emphysema_is_what_each_volume_shows_alone(scans, compared):
+    for name, volume in scans.items():
+        alone = measure_densitometry(volume.hu, find_lungs(volume.hu, SPACING), SPACING)
+        assert getattr(row(compared, "Emphysema"), name) == alone.laa950
+        assert getattr(row(compared, "15th"), name) == alone.perc15
 
 
 def test_the_reference_has_no_difference_to_itself(compared):
