@@ -14,7 +14,8 @@ COMBAT = "ComBat"
 
 ABOUT_COMBAT = (
     "ComBat moves the untouched scans' measurements, not their images; its batches are the sources, the reference "
-    "acquisition is its reference batch, and it is told these very scans of all cases, which no other method is."
+    "acquisition is its reference batch. It is fitted to the very measurements by which it is judged, which no other "
+    "method is."
 )
 """What the reader of a table has to know of its line."""
 

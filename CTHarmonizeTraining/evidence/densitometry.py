@@ -20,7 +20,7 @@ from CTHarmonizeTraining.evidence.cells import (
 )
 from CTHarmonizeTraining.evidence.comparator import ABOUT_COMBAT, with_combat
 from CTHarmonizeTraining.evidence.plots import colour, png
-from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Picture, Section, Table
+from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Picture, Section, Table, towards_first
 
 MEASURES = {"LAA-950": "%", "Perc15": "HU", "lung mass": "g", "lung volume": "ml"}
 """Units of the measures of :class:`DensitometryStudy`."""
@@ -61,13 +61,13 @@ class DensitometryStudy:
         return measure_densitometry(case.truth, aerated(case.truth, case.lung, case.spacing), case.spacing)
 
     def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Mean absolute errors of LAA-950 and Perc15 against the known truth."""
-        error = (rows["value"] - rows["truth"]).abs().groupby([rows["measure"], rows["method"]]).mean()
+        """Mean absolute errors of LAA-950 and Perc15 against the reference scan."""
+        error = (rows["value"] - rows["reference"]).abs().groupby([rows["measure"], rows["method"]]).mean()
         return pd.DataFrame({f"|Δ{measure}|, {MEASURES[measure]}": error.get(measure) for measure in _EMPHYSEMA})
 
     def section(self, rows: pd.DataFrame) -> Section:
         """Errors against the truth and the reference, one case in full, bias and variation, limits of agreement."""
-        rows = with_combat(rows, list(MEASURES))
+        rows = with_combat(towards_first(rows), list(MEASURES))
         parts = [
             _errors(rows),
             _variation(rows),
@@ -138,7 +138,8 @@ def _variation(rows: pd.DataFrame) -> Table:
         pd.DataFrame(lines),
         "Bias with the 95 % bootstrap interval over cases; SD over the sources of one case, pooled over cases "
         "(repeatability, where sources are repeated scans of a patient); Lin's concordance with its 95 % interval and "
-        "McBride's word; how often the truth lies within 95 % of the samples' values.",
+        "McBride's word; how often the truth lies within 95 % of the samples' values. The sources of one case are not "
+        "independent, so the concordance's intervals are too narrow.",
     )
 
 

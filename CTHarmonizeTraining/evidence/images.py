@@ -67,6 +67,11 @@ class Maker:
         return self.method.stochastic
 
     @property
+    def slices_made(self) -> int:
+        """Of each source slice."""
+        return self.choice.factor
+
+    @property
     def sets_kernel(self) -> bool:
         """Whether the method can give another kernel than the source's."""
         return "kernel" in self.method.target_fields or self.method.makes_truth

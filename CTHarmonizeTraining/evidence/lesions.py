@@ -3,7 +3,8 @@
 Every lesion is a sphere that adds a known contrast to a known place. An image's response there is the amplitude, in
 HU, of the best fit of what the target's kernel makes of that sphere, over a constant. What vessels and the lung's own
 texture add to it is known from the image without noise, and is taken off: left is the lesion's contrast, as far as the
-image has kept it, and noise. It is the linear observer that knows signal, place and background.
+image has kept it, noise, and what the image changed of the surroundings. Places where these add much are left out, and
+the mean of vacant places, in which changes of the surroundings are alone, is taken off the contrast kept.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import pandas as pd
 
 from CTHarmonizeLib.ct.acquisition import target_mtf
 from CTHarmonizeTraining.evidence.cases import Case, Place
+from CTHarmonizeTraining.evidence.cells import mean_deviation
 from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Section, Table
 from CTHarmonizeTraining.evidence.uncertainty import auroc
 
 THRESHOLD = 25.0
 """HU of response from which on a place counts as a lesion: half the faintest contrast, midway between one and none."""
 
+_LARGEST_BACKGROUND = 25.0  # HU that a place's surroundings may add to the response
 _AROUND_MM = 3.0  # beyond the lesion, over which the constant is fitted
 _FINE = 8  # parts of a voxel along each axis in which a sphere is counted
 _WINDOW = 64  # pixels of the image in which the kernel acts on a sphere
@@ -31,21 +34,29 @@ class LesionStudy:
 
     name = "lesions"
     sampled = False
+    measured_by = ()
 
     def measure(self, case: Case, image: Image) -> list[Finding]:
         """Items ``3 mm, 100 HU, 1``, with the contrast as truth, and ``3 mm, vacant, 1``, with 0."""
         found, count = [], {}
         kernel = image.target.kernel
-        difference = image.hu - case.clean[kernel]
+        clean = case.clean[kernel]
+        difference = image.hu - clean
         for place in (*case.lesions, *case.vacant):
             kind = f"{place.diameter:g} mm, " + (f"{place.contrast:g} HU" if place.contrast else "vacant")
             count[kind] = count.get(kind, 0) + 1
+            around = case.once(
+                f"{self.name} {kernel} {place}",
+                lambda place=place: response(clean, place, kernel, case.spacing) - place.contrast,
+            )
+            if not abs(around) <= _LARGEST_BACKGROUND:
+                continue
             value = place.contrast + response(difference, place, kernel, case.spacing)
             found.append(Finding("response", value, place.contrast, f"{kind}, {count[kind]}"))
         return found
 
     def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Lesions lost and made up, percent, and the contrast kept."""
+        """Lesions lost and made up, percent."""
         judged = _judged(rows)
         lesions, vacant = judged[judged.contrast > 0], judged[judged.contrast == 0]
         return 100.0 * pd.DataFrame(
@@ -58,11 +69,13 @@ class LesionStudy:
     def section(self, rows: pd.DataFrame) -> Section:
         """Contrast kept, lesions lost and made up, by method and source."""
         text = (
-            "Spheres of 2, 3 and 4 mm that add 50, 100 or 200 HU to the lung, in places without larger vessels, and as "
-            "many such places without one. The response is the amplitude of the best fit of the sphere as the target's "
+            "Spheres of 2, 3 and 4 mm that add 50, 100 or 200 HU to the lung, in places without larger vessels, and "
+            "such places without one. The response is the amplitude of the best fit of the sphere as the target's "
             "kernel shows it, less what its surroundings add to it in the image without noise: the contrast that a "
-            f"reader who knows the place would measure. A place counts as a lesion from {THRESHOLD:g} HU on, half the "
-            "faintest contrast: lesions below are lost, vacant places above are made up."
+            f"reader who knows the place would measure. Places whose surroundings add more than "
+            f"{_LARGEST_BACKGROUND:g} HU are left out. A place counts as a lesion from {THRESHOLD:g} HU on, half the "
+            "faintest contrast: lesions below are lost, vacant places above are made up, be it by noise, by invention, "
+            "or because something dark was smoothed away there."
         )
         return Section("Small lesions", text, [_summary(rows), _by_kind(rows), _lost(rows)])
 
@@ -135,40 +148,51 @@ def _summary(rows: pd.DataFrame) -> Table:
                 "source": source,
                 "target": target,
                 "method": method,
-                "contrast kept (%)": 100.0 * (lesions.value / lesions.contrast).mean(),
-                "response where vacant, SD (HU)": vacant.value.std(),
+                "contrast kept (%)": _kept(lesions, vacant),
+                "response where vacant (HU)": mean_deviation(vacant.value, 1),
                 "lost (%)": 100.0 * (1.0 - lesions.seen.mean()),
                 "made up (%)": 100.0 * vacant.seen.mean(),
                 "AUC, faintest": 100.0 * auroc(faint.value.to_numpy(), faint.contrast.to_numpy() > 0),
             }
         )
     judged = _judged(rows[rows.method == REFERENCE]).groupby("target").contrast
-    counts = f"{int((judged.get_group(next(iter(judged.groups))) > 0).sum())} lesions"
+    first = judged.get_group(next(iter(judged.groups)))
     note = (
-        f"{counts} and as many vacant places in each row. Contrast kept: mean of response over contrast; below 100 %, "
-        "lesions have faded. AUC (%): how well the response tells the faintest lesions from vacant places, whatever "
-        "the threshold."
+        f"{int((first > 0).sum())} lesions and {int((first == 0).sum())} vacant places (towards the medium kernel). "
+        "Contrast kept: mean response less that of vacant places, over the contrast; below 100 %, lesions have faded. "
+        "Vacant places: mean ± SD. AUC (%): how well the response tells the faintest lesions from vacant places, "
+        "whatever the threshold."
     )
     return Table("lesions", "Contrast kept, lesions lost and made up", pd.DataFrame(lines), note, digits=1)
 
 
+def _kept(lesions: pd.DataFrame, vacant: pd.DataFrame) -> float:
+    """Contrast kept, percent."""
+    return float(100.0 * ((lesions.value - vacant.value.mean()) / lesions.contrast).mean())
+
+
+def _hardest(rows: pd.DataFrame) -> pd.DataFrame:
+    """What :func:`_judged` says of the hardest source and, beside it, of the reference."""
+    judged = _judged(rows[rows.target == "medium 100 %"])
+    return judged[(judged.source == _HARDEST) | (judged.method == REFERENCE)]
+
+
 def _by_kind(rows: pd.DataFrame) -> Table:
-    """Contrast kept of each size and contrast, over all sources that lead to the medium kernel."""
-    judged = _judged(rows)
-    judged = judged[(judged.contrast > 0) & (judged.target == "medium 100 %")]
-    judged["kept"] = 100.0 * judged.value / judged.contrast
-    frame = judged.pivot_table(index="method", columns="kind", values="kept", sort=False).reset_index()
-    return Table("lesions-kept", "Contrast kept (%), by size and contrast", frame, "Means over all sources.", digits=0)
+    """Contrast kept of each size and contrast."""
+    judged, lines = _hardest(rows), []
+    for method, part in judged.groupby("method", sort=False):
+        vacant = part[part.contrast == 0]
+        kinds = part[part.contrast > 0].groupby("kind", sort=False)
+        lines.append({"method": method, **{kind: _kept(of, vacant) for kind, of in kinds}})
+    title = f"Contrast kept (%), by size and contrast, from {_HARDEST}"
+    return Table("lesions-kept", title, pd.DataFrame(lines), digits=0)
 
 
 def _lost(rows: pd.DataFrame) -> Table:
-    judged = _judged(rows)
-    judged = judged[(judged.contrast > 0) & judged.source.isin([_HARDEST, "medium 100 %"])]
-    judged = judged[judged.target == "medium 100 %"]
-    judged["lost"] = 100.0 * (1.0 - judged.seen)
+    judged = _hardest(rows)
+    judged = judged[judged.contrast > 0].assign(lost=100.0 * (1.0 - judged.seen))
     frame = judged.pivot_table(index="method", columns="kind", values="lost", sort=False).reset_index()
-    return Table("lesions-lost", f"Lesions lost (%) in the hardest source, {_HARDEST}", frame, _BESIDE, digits=0)
+    return Table("lesions-lost", f"Lesions lost (%), by size and contrast, from {_HARDEST}", frame, digits=0)
 
 
 _HARDEST = "sharp 10 %"
-_BESIDE = "The reference beside it."

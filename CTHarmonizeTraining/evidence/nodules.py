@@ -12,7 +12,7 @@ from CTHarmonizeTraining.evidence.agreement import bootstrap_mean
 from CTHarmonizeTraining.evidence.cases import Case, KnownNodule
 from CTHarmonizeTraining.evidence.cells import NOTHING, interval, mean_deviation, methods_of
 from CTHarmonizeTraining.evidence.plots import boxes
-from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Picture, Section, Table
+from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Picture, Section, Table, towards_first
 
 MARGIN_SHARE, MARGIN_MM = 0.25, 2.0
 """How far around a nodule is looked, beyond its radius: the larger of this share of its diameter and this many mm."""
@@ -101,6 +101,7 @@ class NoduleStudy:
 
     name = "nodules"
     sampled = True
+    measured_by = ()
 
     def measure(self, case: Case, image: Image) -> list[Finding]:
         """Volume, surface to volume, sphericity, and the volume again beside that of the nodule's construction, of
@@ -115,12 +116,14 @@ class NoduleStudy:
         return findings
 
     def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """NRMSE of the nodules' volumes against the anatomy, percent."""
+        """NRMSE of the nodules' volumes against the reference scan, percent; a nodule that was not found has none."""
         of = rows[rows["measure"] == VOLUME].groupby("method")
-        return pd.DataFrame({"nodule volume NRMSE, %": of.apply(lambda part: nrmse(part["value"], part["truth"]))})
+        error = of.apply(lambda part: nrmse(part["value"].fillna(0.0), part["reference"]))
+        return pd.DataFrame({"nodule volume NRMSE, %": error})
 
     def section(self, rows: pd.DataFrame) -> Section:
         """Normalised errors by method, volumes by source, and the errors' distributions."""
+        rows = towards_first(rows)
         parts = [_errors(rows), _bias(rows)]
         if methods_of(rows):
             parts.append(_picture(rows))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from CTHarmonizeTraining.evaluation import measures
-from CTHarmonizeTraining.evaluation.scores import Distances
+from CTHarmonizeTraining.evaluation.perception import Lpips
 from CTHarmonizeTraining.evaluation.volumes import PLANES
 from CTHarmonizeTraining.evidence.cases import Case
 from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Section, Table
@@ -27,11 +27,12 @@ class QualityStudy:
     NRMSE is the RMSE over the range of the anatomy's HU inside the body, as there. ``distances``: LPIPS by backbone.
     """
 
-    name = "quality"
     sampled = False
+    measured_by = (measures,)
 
-    def __init__(self, distances: Distances | None = None) -> None:
-        self.distances: Distances = distances or {}
+    def __init__(self, distances: Mapping[str, Lpips] | None = None) -> None:
+        self.distances = distances or {}
+        self.name = "-".join(["quality", *self.distances])  # with other distances it finds other things
 
     def measure(self, case: Case, image: Image) -> list[Finding]:
         """Items are planes and masks (``axial, lung``) and tissues."""
@@ -75,7 +76,7 @@ class QualityStudy:
         error = rows[(rows.measure == "RMSE") & (rows.item == "axial, body")].groupby("method").value.mean()
         biases = rows[(rows.measure == "bias") & (rows.item != "bone")]
         largest = biases.groupby("method").value.agg(lambda values: values.abs().max())
-        return pd.DataFrame({"RMSE, HU": error, "largest HU bias": largest})
+        return pd.DataFrame({"RMSE to noise-free, HU": error, "largest HU bias": largest})
 
     def section(self, rows: pd.DataFrame) -> Section:
         """Tables of all mappings, and in the shapes of the papers' tables."""

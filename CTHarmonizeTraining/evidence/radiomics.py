@@ -13,7 +13,16 @@ from CTHarmonizeTraining.evidence.cases import Case
 from CTHarmonizeTraining.evidence.cells import NOTHING, interval, mean_deviation, methods_of, number, p_value
 from CTHarmonizeTraining.evidence.comparator import ABOUT_COMBAT, with_combat
 from CTHarmonizeTraining.evidence.plots import boxes
-from CTHarmonizeTraining.evidence.study import REFERENCE, UNTOUCHED, Finding, Image, Picture, Section, Table
+from CTHarmonizeTraining.evidence.study import (
+    REFERENCE,
+    UNTOUCHED,
+    Finding,
+    Image,
+    Picture,
+    Section,
+    Table,
+    towards_first,
+)
 
 BIN_WIDTH = 25.0
 """HU of a grey level, the same for all images."""
@@ -90,6 +99,7 @@ class RadiomicsStudy:
 
     name = "radiomics"
     sampled = False  # a tenth of a second a nodule, for features that nobody reads by their samples
+    measured_by = ()
 
     def __init__(self) -> None:
         """Raises InputError where pyradiomics is not installed."""
@@ -117,7 +127,7 @@ class RadiomicsStudy:
 
     def section(self, rows: pd.DataFrame) -> Section:
         """Normalised errors of the nine, their concordance, and how many of all features agree with the reference."""
-        rows = with_combat(rows, list(dict.fromkeys(rows["measure"])))
+        rows = with_combat(towards_first(rows), list(dict.fromkeys(rows["measure"])))
         rows = rows[rows["method"] != REFERENCE]
         rows = rows.assign(error=100.0 * (rows["value"] - rows["reference"]).abs() / rows["reference"].abs())
         rows["error"] = rows["error"].where(np.isfinite(rows["error"]))
@@ -169,13 +179,14 @@ def _tests(rows: pd.DataFrame, features: list[str]) -> Table:
         "Normalised error against that of the untouched scans",
         pd.DataFrame({"feature": features, **found}),
         "Median difference in percent (below zero: nearer to the reference than the untouched scan) and p of "
-        "Wilcoxon's signed-rank test, paired by nodule (mean over its sources), adjusted by Holm over the features.",
+        "Wilcoxon's signed-rank test, paired by nodule (mean over its sources), adjusted by Holm over the features. "
+        "Nodules of one chest are not independent: p is too small rather than too large.",
     )
 
 
 def _against_untouched(rows: pd.DataFrame, method: str, feature: str):
     both = rows[rows["method"].isin([method, UNTOUCHED]) & (rows["measure"] == feature)]
-    per_nodule = both.pivot_table(index=["case", "item", "target"], columns="method", values="error", dropna=False)
+    per_nodule = both.pivot_table(index=["case", "item"], columns="method", values="error", dropna=False)
     per_nodule = per_nodule.reindex(columns=[method, UNTOUCHED])
     return paired_test(per_nodule[method], per_nodule[UNTOUCHED])
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -82,12 +84,20 @@ class Section:
     parts: Sequence[Table | Picture] = ()
 
 
+def towards_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Only those lines of :meth:`Study.section` that lead to the first target: what stands at two targets has no mean,
+    and not every method reaches both."""
+    return rows[rows["target"] == rows["target"].iloc[0]] if len(rows) else rows
+
+
 class Study(Protocol):
     """Measures one image at a time; ``name`` is the study's in files, ``sampled`` whether each of a method's samples
-    is measured too, which gives every value of its mean an interval."""
+    is measured too, which gives every value of its mean an interval; ``measured_by``: modules and files, beside its
+    own, on which what it finds depends."""
 
     name: str
     sampled: bool
+    measured_by: Sequence[ModuleType | Path]
 
     def measure(self, case: Case, image: Image) -> list[Finding]:
         """All findings in ``image``; the same measures and items whatever the method."""

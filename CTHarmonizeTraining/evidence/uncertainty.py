@@ -10,13 +10,16 @@ import pandas as pd
 from scipy import stats
 
 from CTHarmonizeTraining.evidence.cases import Case
-from CTHarmonizeTraining.evidence.study import REFERENCE, Finding, Image, Picture, Section, Table
+from CTHarmonizeTraining.evidence.study import Finding, Image, Picture, Section, Table
 
 LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95)
 """Shares of voxels that an interval of the mean +- so many deviations should hold, were errors normal."""
 
 LARGE_ERROR = 0.95
 """Quantile of the absolute error from which on an error is large."""
+
+NOT_OF_SAMPLES = ("Dice of the lungs", "volume, as built")
+"""Measures whose intervals tell nothing: one has its truth at its end, one is another's again."""
 
 _BINS = 10
 _EVERY = 7  # voxels: neighbours are alike
@@ -30,6 +33,7 @@ class UncertaintyStudy:
 
     name = "uncertainty"
     sampled = False
+    measured_by = ()
 
     def measure(self, case: Case, image: Image) -> list[Finding]:
         """Nothing of an image without deviation. Items: ``50 %`` and other levels; bins of the deviation, whose limits
@@ -51,7 +55,9 @@ class UncertaintyStudy:
         """Tables of coverage and of what the deviation finds; the reliability diagram."""
         text = (
             "Of methods that draw samples. Coverage: the share of voxels of the reference scan, noise and all, within "
-            "so many deviations of the mean that a normal distribution would have the stated share there. The "
+            "so many deviations of the mean that a normal distribution would have the stated share there. Mean and "
+            "deviation of few samples are uncertain themselves: of 8 true samples 89 %, of 16 samples 92 %, would lie "
+            "where 95 % is stated, did the model's calibration not widen the deviation. The "
             "deviation finds large errors where voxels with the 5 % largest errors have larger deviations than the "
             "rest: area under the ROC curve, 0.5 for chance."
         )
@@ -135,7 +141,7 @@ def _figure(rows: pd.DataFrame) -> Picture:
 def intervals(rows: pd.DataFrame) -> Table:
     """How often the interval of a measure over the samples holds what the reference scan has, and the truth; from the
     rows of all studies."""
-    drawn = rows[rows.low.notna() & rows.reference.notna() & (rows.method != REFERENCE)].copy()
+    drawn = rows[rows.low.notna() & rows.reference.notna() & ~rows.measure.isin(NOT_OF_SAMPLES)].copy()
     drawn["held"] = 100.0 * ((drawn.low <= drawn.reference) & (drawn.reference <= drawn.high))
     known = drawn.truth.notna()
     drawn["true"] = np.where(known, 100.0 * ((drawn.low <= drawn.truth) & (drawn.truth <= drawn.high)), np.nan)
@@ -154,7 +160,8 @@ def intervals(rows: pd.DataFrame) -> Table:
     ]  # fmt: skip
     note = (
         "Intervals of 95 %, from the spread of the measure over the samples. They tell what noise and missing detail "
-        "leave open, and no common error of all samples. The reference's own noise is in its value: were the samples "
-        "true, 95 % would be held."
+        "leave open, and no common error of all samples: where an organ is large, noise hardly matters and the rest is "
+        "such errors. The reference's own noise is in its value: were the samples true, 95 % would be held. Sources of "
+        f"one chest share a reference; there are {rows['case'].nunique()} chests."
     )
     return Table("intervals", "Intervals of biomarkers and features over the samples", frame.reset_index(), note)

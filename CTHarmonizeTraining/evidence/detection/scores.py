@@ -153,6 +153,9 @@ def bootstrap(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of ``statistic``, a number or numbers: its value, and the mean and the limits of 95 % over resampled scans; where
     it is not known (NaN) a resample does not count."""
+    if len(scans) < 2:  # one scan says nothing of others
+        value = np.asarray(statistic(scans), np.float64)
+        return value, value, *(np.full_like(value, _NAN) for _ in range(2))
     drawn = np.random.default_rng(seed).integers(0, len(scans), (resamples, len(scans)))
     values = np.array([statistic([scans[k] for k in chosen]) for chosen in drawn], np.float64)
     value = np.asarray(statistic(scans), np.float64)

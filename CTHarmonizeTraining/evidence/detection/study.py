@@ -11,7 +11,8 @@ import pandas as pd
 from CTHarmonizeTraining.evaluation.measures import Estimate
 from CTHarmonizeTraining.evidence.agreement import concordance, mcbride
 from CTHarmonizeTraining.evidence.cases import Case
-from CTHarmonizeTraining.evidence.detection.detect import Detector
+from CTHarmonizeTraining.evidence.detection import detect, network, scores
+from CTHarmonizeTraining.evidence.detection.detect import CARD, SHIPPED, Detector
 from CTHarmonizeTraining.evidence.detection.scores import (
     LEAST_DIAMETER,
     NOTHING,
@@ -47,6 +48,7 @@ class DetectionStudy:
 
     name = "detection"
     sampled = False
+    measured_by = (detect, network, scores, SHIPPED / CARD)
 
     def __init__(self, detector: Detector | None = None) -> None:
         self.detector = detector or Detector.load()
@@ -96,9 +98,10 @@ class DetectionStudy:
         card, validation = self.detector.card["training"], self.detector.card["validation"]
         text = (
             f"A 2D RetinaNet (MONAI), trained on simulated chests with the {card['kernel']} kernel at "
-            f"{card['dose']:g} % dose alone (in other such chests: F1 {validation['f1']:.2f}, AP@0.5 of its boxes "
-            f"{validation['boxes_ap50']:.2f}), looks for {int(nodules)} nodules in {cases} slabs. A candidate within a "
-            "nodule's radius is a hit; of several one counts; those on lesions that are no nodules count neither way "
+            f"{card['dose']:g} % dose alone (in other such chests, by which its threshold was chosen: F1 "
+            f"{validation['f1']:.2f}, AP@0.5 of its boxes {validation['boxes_ap50']:.2f}), looks for {int(nodules)} "
+            f"nodules in {cases} slabs. A candidate within a nodule's radius is a hit; of several one counts; those on "
+            "lesions that are no nodules count neither way "
             "(LUNA16). Precision, recall and F1: at the threshold of the best F1 in validation "
             f"({threshold:.2f}). AUC: of hits against false candidates. CPM: mean sensitivity at 1/8 to 8 false "
             "positives a slab; a slab is less lung than LUNA16's scans, so the two do not compare. Intervals: 95 % of "
@@ -144,10 +147,10 @@ class DetectionStudy:
 
 
 def _excluded(case: Case) -> Points:
-    """Findings that are neither nodules nor nothing: smaller nodules, and small lesions where the case has such."""
+    """Findings that are neither nodules nor nothing: smaller nodules, and small lesions."""
     mm = np.array(case.spacing[::-1])
     found = [nodule for nodule in case.nodules if nodule.diameter < LEAST_DIAMETER]
-    found += [*getattr(case, "lesions", ())]
+    found += [*case.lesions]
     if not found:
         return NOTHING
     # a faint lesion's middle is less certain than a nodule's: one voxel more
