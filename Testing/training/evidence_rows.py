@@ -1,4 +1,4 @@
-"""Findings as the suite hands them to a section, made up: no method is behind them."""
+"""Cases, and findings as the suite hands them to a section, made up: no method is behind them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from CTHarmonizeLib.ct.volume import Roi
+from CTHarmonizeTraining.evidence.cases import Case
 from CTHarmonizeTraining.evidence.study import REFERENCE, UNTOUCHED
 
 SOURCES = ("smooth 25 %", "medium 25 %", "sharp 25 %", "sharp 100 %")
@@ -46,3 +48,14 @@ def rows_of(
                         lines.append(line)
     columns = "case method source target item measure value truth reference low high".split()
     return pd.DataFrame(lines)[columns]
+
+
+def case_of(truth: np.ndarray, spacing: tuple[float, float, float], **known) -> Case:
+    """A case of the anatomy ``truth`` (slices, rows, columns) HU, all of it body; ``known``: what else it has."""
+    everywhere = np.ones(truth.shape, bool)
+    usual = {
+        "name": "made up", "scans": {}, "references": {}, "region": Roi.whole(truth.shape), "clean": {},
+        "body": everywhere, "lung": everywhere, "tissues": {}, "labels": np.zeros(truth.shape, np.int16),
+        "emphysema_percent": 0.0,
+    }  # fmt: skip
+    return Case(spacing=spacing, truth=truth.astype(np.float32), **usual | known)

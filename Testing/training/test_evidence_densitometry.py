@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evidence_rows import METHODS, SOURCES, rows_of
+from evidence_rows import METHODS, SOURCES, case_of, rows_of
 
-from CTHarmonizeLib.ct.volume import Roi
 from CTHarmonizeTraining.evidence.agreement import bland_altman
 from CTHarmonizeTraining.evidence.cases import Case, Scan
 from CTHarmonizeTraining.evidence.cells import deviation_over_sources, interval, mean_deviation, number
@@ -29,20 +28,7 @@ from ct_chest import LUNG_HU, SPACING, chest, scanned  # noqa: E402
 
 def a_case() -> Case:
     hu, lung = chest()
-    return Case(
-        name="made up",
-        spacing=SPACING,
-        scans={},
-        references={},
-        region=Roi.whole(hu.shape),
-        clean={},
-        truth=hu,
-        body=np.ones(hu.shape, bool),
-        lung=lung,
-        tissues={},
-        labels=np.zeros(hu.shape, np.int16),
-        emphysema_percent=0.0,
-    )
+    return case_of(hu, SPACING, lung=lung)
 
 
 def test_study_measures_what_is_there() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from evidence_rows import METHODS, SOURCES, rows_of
+from evidence_rows import METHODS, SOURCES, case_of, rows_of
 from scipy import ndimage
 
-from CTHarmonizeTraining.evidence.cases import Case, KnownNodule, Scan
+from CTHarmonizeTraining.evidence.cases import KnownNodule, Scan
 from CTHarmonizeTraining.evidence.nodules import (
     BUILT,
     RATIO,
@@ -122,7 +122,7 @@ def test_nothing_there() -> None:
 def test_study() -> None:
     truth, other = scene(9.0), scene(5.0)
     nodules = (a_nodule(9.0), a_nodule(9.0, (14.3, 29.7, 30.2), 2))
-    case = Case("made up", SPACING, {}, {}, truth, truth < 0, np.zeros(SHAPE, np.int16), 0.0, nodules)
+    case = case_of(truth, SPACING, nodules=nodules)
     scan = Scan("smooth", 100.0)
     blurred = ndimage.gaussian_filter(truth, (0.4, 2.0, 2.0))
     found = NoduleStudy().measure(case, Image("untouched", scan, scan, np.rint(blurred).astype(np.int16)))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from evidence_rows import case_of
 
 from CTHarmonizeTraining.evidence.cases import Case, KnownNodule, Scan
 from CTHarmonizeTraining.evidence.pictures import MOST_BYTES, example_figure
@@ -32,7 +33,7 @@ def chest(side: int, nodules: bool = True) -> tuple[Case, np.ndarray, np.ndarray
     }  # fmt: skip
     lungs = np.repeat(lung[None], 4, 0)
     labels = np.zeros(truth.shape, np.int16)
-    case = Case("chest-01", (spacing, spacing, 2.5), scans, {"medium": truth}, truth, lungs, labels, 0.0, known)
+    case = case_of(truth, (spacing, spacing, 2.5), name="chest-01", scans=scans, lung=lungs, labels=labels, nodules=known)
     return case, scans[SOURCE], scans[TARGET]
 
 

@@ -6,7 +6,7 @@ import builtins
 
 import numpy as np
 import pytest
-from evidence_rows import METHODS, rows_of
+from evidence_rows import METHODS, case_of, rows_of
 
 from CTHarmonizeLib.errors import InputError
 from CTHarmonizeTraining.evidence import radiomics as study
@@ -26,7 +26,7 @@ def a_case() -> Case:
     labels = (np.sqrt(z**2 + y**2 + x**2) < 5.0).astype(np.int16)
     truth = np.where(labels > 0, 30.0, -850.0) + 20.0 * np.sin(x + y)
     nodules = (KnownNodule(1, (8.0, 20.0, 20.0), 10.0, 523.6, 30.0, True), KnownNodule(2, (3, 3, 3), 4, 33.5, 0, False))
-    return Case("made up", SPACING, {}, {}, truth.astype(np.float32), labels == 0, labels, 0.0, nodules)
+    return case_of(truth, SPACING, labels=labels, nodules=nodules)
 
 
 def test_features_by_their_definitions() -> None:
