@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 
 import numpy as np
@@ -82,7 +83,7 @@ def _extractor():
         from radiomics import featureextractor
     except ImportError:
         raise InputError("Radiomic features need pyradiomics: install it with 'pip install pyradiomics'.") from None
-    radiomics.setVerbosity(40)  # errors alone
+    logging.getLogger("radiomics").setLevel(logging.ERROR)
     extractor = featureextractor.RadiomicsFeatureExtractor(binWidth=BIN_WIDTH)
     extractor.disableAllFeatures()
     names = []

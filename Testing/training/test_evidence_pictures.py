@@ -33,7 +33,8 @@ def chest(side: int, nodules: bool = True) -> tuple[Case, np.ndarray, np.ndarray
     }  # fmt: skip
     lungs = np.repeat(lung[None], 4, 0)
     labels = np.zeros(truth.shape, np.int16)
-    case = case_of(truth, (spacing, spacing, 2.5), name="chest-01", scans=scans, lung=lungs, labels=labels, nodules=known)
+    known = {"name": "chest-01", "scans": scans, "lung": lungs, "labels": labels, "nodules": known}
+    case = case_of(truth, (spacing, spacing, 2.5), **known)
     return case, scans[SOURCE], scans[TARGET]
 
 
