@@ -79,7 +79,6 @@ def measure_features(hu: np.ndarray, mask: np.ndarray, spacing: tuple[float, flo
 def _extractor():
     """pyradiomics' extractor, and the names of the features that it is set to."""
     try:
-        import radiomics
         from radiomics import featureextractor
     except ImportError:
         raise InputError("Radiomic features need pyradiomics: install it with 'pip install pyradiomics'.") from None
