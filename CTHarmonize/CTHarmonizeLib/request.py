@@ -161,6 +161,7 @@ def plan(request: Request, choice: Choice, volume: Volume) -> Plan:
     description = describe(volume, request.source_kernel, request.source_dose, choice.table)
     source = description.acquisition
     notes = _thickness_notes(request, choice, source, volume.spacing[2])
+    notes += [choice.method.caution] if choice.method.caution else []
     thin = _as_thin(source, choice.factor)
     kernel = TRUTH if choice.method.makes_truth else request.kernel
     target = target_acquisition(thin, choice.table, kernel, request.dose)

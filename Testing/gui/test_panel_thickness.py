@@ -71,7 +71,7 @@ def test_thin_slices_come_back_between_the_inputs_faces(host, widget):
     job = widget.panel.job
     assert host.process(240.0, until=lambda: job.finished) and job.state == "done", job.error
     assert job.harmonizedVolume.GetName() == "CT phantom harmonized (medium, 100 %, 1.25 mm)"
-    assert job.report["notes"] == ["The slices become 1.25 mm thick, 2 for each of the source's of 2.5 mm."]
+    assert job.report["notes"][0] == "The slices become 1.25 mm thick, 2 for each of the source's of 2.5 mm."
     old, new = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(old)
     old = slicer.util.arrayFromVTKMatrix(old)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from stochastic_method import ACQUISITION, chest
 
-from CTHarmonizeLib import engine
+from CTHarmonizeLib import engine, harmonize
 from CTHarmonizeLib.ct.acquisition import Acquisition
 from CTHarmonizeLib.ct.mtf import NAMED_KERNELS, Mtf
 from CTHarmonizeLib.ct.volume import Roi, Volume
@@ -138,3 +138,17 @@ def test_metal_passes_the_filter():
     result = run(volume)
     assert result.mean.max() > 8000
     assert result.redrawn == 0
+
+
+@pytest.mark.parametrize("name", ["sngan", "wgan-mse", "wgan-vgg", "physics-gan"])
+def test_adversarial_methods_caution_the_reader(name):
+    assert "may be invented" in method_named(name).caution
+
+
+def test_a_methods_caution_stands_with_its_result(monkeypatch):
+    def notes() -> list[str]:
+        return harmonize(chest(), method="mtf-filter", kernel="smooth", device="cpu").report["notes"]
+
+    assert notes() == []
+    monkeypatch.setattr(method_named("mtf-filter"), "caution", "Judge with care.")
+    assert notes() == ["Judge with care."]

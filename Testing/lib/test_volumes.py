@@ -22,7 +22,7 @@ from CTHarmonizeLib.ct.volume import Roi, Volume
 from CTHarmonizeLib.engine import Settings
 from CTHarmonizeLib.errors import CannotRunError, InputError
 from CTHarmonizeLib.methods import method_named
-from CTHarmonizeLib.methods.base import Method
+from CTHarmonizeLib.methods.base import INVENTED, Method
 from CTHarmonizeLib.models import load_model
 from CTHarmonizeLib.networks.sngan import VolumeGenerator, VolumeGeneratorConfig
 from CTHarmonizeLib.passthrough import interpolated
@@ -271,7 +271,7 @@ def test_the_models_thickness_is_the_default_and_is_told(folder: Path) -> None:
     assert result.harmonized.shape == (8, 64, 64) and result.mean.spacing == (0.8, 0.8, 1.0)
     np.testing.assert_array_equal(result.mean.hu, again.mean.hu)
     report = result.report
-    assert report["notes"] == ["The slices become 1 mm thick, 2 for each of the source's of 2 mm."]
+    assert report["notes"] == ["The slices become 1 mm thick, 2 for each of the source's of 2 mm.", INVENTED]
     assert not any("thick" in warning for warning in report["warnings"])
     assert report["output"] == {"shape": [8, 64, 64], "spacing": [0.8, 0.8, 1.0]}
     assert report["source"]["acquisition"]["slice_thickness"] == 2.0

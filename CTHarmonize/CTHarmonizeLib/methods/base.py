@@ -44,13 +44,17 @@ class Package(NamedTuple):
     terms: str = ""
 
 
+INVENTED = "The method was trained against a critic: texture that looks real may be invented, and it cannot tell where."
+"""Caution of adversarial methods."""
+
+
 class Method(ABC):
     """Base class of all methods. Axis order is (slices, ..., rows, columns); HU are float32.
 
     Class attributes: ``name`` (command line, cards), ``title`` and ``summary`` (one sentence) for people,
     ``stochastic`` (draws samples), ``needs_model`` (has weights), ``target_fields`` (what of the target it can
     set: of ``kernel``, ``dose``, ``thickness``), ``makes_truth`` (its only target is the noise-free truth),
-    ``packages`` (optional ones that it needs).
+    ``caution`` (a sentence that stands with every result, empty: none), ``packages`` (optional ones that it needs).
     Instance attributes, which a method may set in ``__init__``: ``window`` (HU outside of which voxels pass
     through), ``halo`` (pixels of context that a tile needs on each side), ``multiple`` (a tile's sides and
     corner are multiples of it; each latent's stride divides it), ``anchor_mm`` (sigma of the Gaussian whose
@@ -67,6 +71,7 @@ class Method(ABC):
     needs_model: ClassVar[bool] = True
     target_fields: ClassVar[frozenset[str]] = frozenset()
     makes_truth: ClassVar[bool] = False
+    caution: ClassVar[str] = ""
     packages: ClassVar[tuple[Package, ...]] = ()
 
     window: tuple[float, float] = (-1100.0, float("inf"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from CTHarmonizeLib.ct.acquisition import Acquisition
+from CTHarmonizeLib.methods.base import INVENTED
 from CTHarmonizeLib.methods.conditioning import mtf_map
 from CTHarmonizeLib.methods.learned import ImageMethod
 
@@ -22,6 +23,7 @@ class PhysicsGANMethod(ImageMethod):
     summary: ClassVar[str] = "Adversarial network told the source's sharpness: shows the truth as phantoms taught it."
     target_fields: ClassVar[frozenset[str]] = frozenset({"kernel"})
     makes_truth: ClassVar[bool] = True
+    caution: ClassVar[str] = f"The result shows the anatomy as no scan could, without noise and blur. {INVENTED}"
 
     @staticmethod
     def build(entries: dict) -> PhysicsGenerator:

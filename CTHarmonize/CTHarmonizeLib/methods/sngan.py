@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from CTHarmonizeLib.methods.base import INVENTED
 from CTHarmonizeLib.methods.learned import VolumeMethod
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class SNGANMethod(VolumeMethod):
         "3D network trained against a critic: makes thin slices of thick ones at another dose, with a texture that is "
         "plausible and not measured."
     )
+    caution: ClassVar[str] = INVENTED
     usual_ratio: ClassVar[int] = 2
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from CTHarmonizeLib.methods.base import INVENTED
 from CTHarmonizeLib.methods.learned import ImageMethod
 
 if TYPE_CHECKING:
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 
 class _WGANMethod(ImageMethod):
+    caution: ClassVar[str] = INVENTED
+
     @staticmethod
     def build(entries: dict) -> WGANGenerator:
         from CTHarmonizeLib.networks.wgan import WGANConfig, WGANGenerator
