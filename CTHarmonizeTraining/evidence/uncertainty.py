@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from CTHarmonizeTraining.evidence.cases import Case
+from CTHarmonizeTraining.evidence.plots import png
 from CTHarmonizeTraining.evidence.study import Finding, Image, Picture, Section, Table
 
 LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95)
@@ -114,7 +114,7 @@ def _found_table(rows: pd.DataFrame) -> Table:
 def _figure(rows: pd.DataFrame) -> Picture:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
+    figure = Figure(figsize=(9.0, 4.0), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2)
     shown = rows[rows.measure == "coverage"].groupby(["method", "truth"]).value.mean()
     for method in shown.index.unique("method"):
@@ -131,11 +131,8 @@ def _figure(rows: pd.DataFrame) -> Picture:
         xlabel="told: RMS deviation (HU)", ylabel="true: RMS error (HU)", title="Error against deviation, in tenths",
         xlim=(0, most), ylim=(0, most),
     )  # fmt: skip
-    with io.BytesIO() as buffer:
-        figure.savefig(buffer, format="png", dpi=130)
-        content = buffer.getvalue()
     note = "Means over cases and mappings; grey: a true deviation."
-    return Picture("reliability", "Is the deviation true?", content, note)
+    return Picture("reliability", "Is the deviation true?", png(figure), note)
 
 
 def intervals(rows: pd.DataFrame) -> Table:

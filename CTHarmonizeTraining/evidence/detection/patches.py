@@ -7,9 +7,8 @@ scan without noise is, and noise of a simulated scan of the same chest is added.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from scipy import fft, ndimage
 
 from CTHarmonizeLib.ct.acquisition import target_mtf
+from CTHarmonizeTraining.evidence.kept import kept as arrays
 from CTHarmonizeTraining.simulation.nodules import Nodule, paint_nodule
 from CTHarmonizeTraining.simulation.noise import Exposure, add_noise
 from CTHarmonizeTraining.simulation.phantom import HEIGHT, ChestPhantom
@@ -135,17 +135,7 @@ def patch(source: Anatomy, side: int, rng: np.random.Generator) -> tuple[np.ndar
 
 def kept(kind: type[Anatomy] | type[Slab], path: Path, make: Callable[[], Anatomy | Slab]) -> Anatomy | Slab:
     """What ``path`` (.npz) holds, made and written there first where it is missing or cut short."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return kind(**{field.name: stored[field.name] for field in fields(kind)})
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        made = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    with aside.open("wb") as file:
-        np.savez(file, **{field.name: getattr(made, field.name) for field in fields(kind)})
-    aside.replace(path)
-    return made
+    return kind(**arrays(path, lambda: vars(make())))
 
 
 def _chest(seed: int) -> tuple[ChestPhantom, np.random.Generator]:

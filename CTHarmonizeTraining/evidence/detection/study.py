@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ import pandas as pd
 from CTHarmonizeTraining.evaluation.measures import Estimate
 from CTHarmonizeTraining.evidence.agreement import concordance, mcbride
 from CTHarmonizeTraining.evidence.cases import Case
+from CTHarmonizeTraining.evidence.cells import interval
 from CTHarmonizeTraining.evidence.detection import detect, network, scores
 from CTHarmonizeTraining.evidence.detection.detect import CARD, SHIPPED, Detector
 from CTHarmonizeTraining.evidence.detection.scores import (
@@ -26,6 +26,7 @@ from CTHarmonizeTraining.evidence.detection.scores import (
     match,
     sensitivity_at,
 )
+from CTHarmonizeTraining.evidence.plots import colour, png
 from CTHarmonizeTraining.evidence.study import REFERENCE, UNTOUCHED, Finding, Image, Picture, Section, Table
 
 BLOCK_MM = 8.0
@@ -35,7 +36,6 @@ HIT, FALSE = "probability", "false probability"
 
 _PAIRS = (("smooth", "medium"), ("medium", "sharp"), ("smooth", "sharp"))
 _CURVES = 5  # methods in the figure
-_COLOURS = ("#00798c", "#d1495b", "#edae49", "#66a182", "#9c6bb0")
 _NAN = float("nan")
 _LEAST_ODDS = 1e-5
 
@@ -183,7 +183,7 @@ def _scored(keys: Sequence[tuple[str, str, str]], judged: dict, threshold: float
             lines.append((REFERENCE, scans))
         for method, scans in lines:
             value, _, low, high = bootstrap(lambda some: _scores(some, threshold), scans)
-            cells = [_cell(Estimate(*found)) for found in zip(value, low, high, strict=True)]
+            cells = [interval(Estimate(*found)) for found in zip(value, low, high, strict=True)]
             yield {
                 "source": source,
                 "target": target,
@@ -225,7 +225,7 @@ def _concordances(rows: pd.DataFrame, difference: str) -> Iterator[dict]:
             found = concordance(own["value"].to_numpy(float), own["reference"].to_numpy(float))
             values.append(found.value)
             differences.append((own["value"] - own["reference"]).abs())
-            line[name] = f"{_cell(found, 3)}, {mcbride(found.value)} (n = {len(own)})"
+            line[name] = f"{interval(found, 3)}, {mcbride(found.value)} (n = {len(own)})"
         line["mean"] = float(np.mean(values)) if len(values) == len(_PAIRS) else _NAN
         line[difference] = float(pd.concat(differences).mean()) if differences else _NAN
         yield line
@@ -247,20 +247,20 @@ def _figure(pair: tuple[str, str], judged: dict) -> bytes:
     rates = np.geomspace(RATES[0], RATES[-1], 61)
     of = {key[2]: scans for key, scans in judged.items() if key[:2] == pair and key[2] != REFERENCE}
     methods = sorted((name for name in of if name != UNTOUCHED), key=lambda name: -cpm(of[name]))[:_CURVES]
-    lines = [(name, of[name], colour, "-") for name, colour in zip(methods, _COLOURS, strict=False)]
+    lines = [(name, of[name], colour(number), "-") for number, name in enumerate(methods, start=1)]
     if reference := _reference(judged, pair[1]):
         lines.insert(0, (f"{REFERENCE} scan", reference, "#222222", "--"))
     if UNTOUCHED in of:
         lines.append((UNTOUCHED, of[UNTOUCHED], "#8d96a3", "-"))
     figure = Figure(figsize=(7.6, 4.6), dpi=130, layout="constrained")
     axes = figure.subplots()
-    for name, scans, colour, style in sorted(lines, key=lambda line: -cpm(line[1])):
+    for name, scans, shade, style in sorted(lines, key=lambda line: -cpm(line[1])):
         shaded = style == "--" or name == UNTOUCHED
         if shaded:
             _, _, low, high = bootstrap(lambda some: sensitivity_at(some, rates), scans)
-            axes.fill_between(rates, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.fill_between(rates, low, high, color=shade, alpha=0.12, linewidth=0)
         label = f"{name}  ({cpm(scans):.2f})"
-        axes.plot(rates, sensitivity_at(scans, rates), style, color=colour, linewidth=2.0, label=label)
+        axes.plot(rates, sensitivity_at(scans, rates), style, color=shade, linewidth=2.0, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(RATES, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
     axes.set(xlim=(RATES[0], RATES[-1]), ylim=(0.0, 1.02), xlabel="false positives a slab", ylabel="sensitivity")
@@ -268,15 +268,4 @@ def _figure(pair: tuple[str, str], judged: dict) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     legend = axes.legend(title="CPM in brackets", frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     legend.get_title().set_fontsize(9)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
-
-
-def _cell(found: Estimate, digits: int = 2) -> str:
-    """'value [low; high]'."""
-    if not np.isfinite(found.value):
-        return "-"
-    text = f"{found.value:.{digits}f}"
-    known = np.isfinite([found.low, found.high]).all()
-    return f"{text} [{found.low:.{digits}f}; {found.high:.{digits}f}]" if known else text
+    return png(figure)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from CTHarmonizeLib.errors import CannotRunError, InputError
+from CTHarmonizeLib.errors import InputError
 from CTHarmonizeLib.harmonization import check_output_folder
 from CTHarmonizeLib.report import as_json
 from CTHarmonizeLib.version import __version__
@@ -127,7 +127,7 @@ def train_detector(
         "threshold": 0.5,
     }
     write_whole(output / CARD, as_json(card, indent=1))
-    _write(output / WEIGHTS, weights)
+    write_whole(output / WEIGHTS, weights)
     slabs = []
     for number in range(validation_phantoms):
         say(f"scanning slab {number + 1} of {validation_phantoms}")
@@ -238,12 +238,3 @@ def _resumed(
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.half() if tensor.is_floating_point() else tensor
-
-
-def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}")
-    try:
-        aside.write_bytes(content)
-        aside.replace(path)
-    except OSError as error:
-        raise CannotRunError(f"'{path}' cannot be written: {error.strerror}.") from error
