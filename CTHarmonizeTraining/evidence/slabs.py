@@ -14,10 +14,11 @@ from scipy import ndimage
 
 from CTHarmonizeLib.ct.acquisition import target_mtf
 from CTHarmonizeLib.ct.volume import Roi
+from CTHarmonizeTraining import simulation
+from CTHarmonizeTraining.evaluation import measures
 from CTHarmonizeTraining.evaluation.measures import Regions
 from CTHarmonizeTraining.evidence.cases import Case, KnownNodule, Place, Scan
 from CTHarmonizeTraining.evidence.kept import fingerprint, kept
-from CTHarmonizeTraining.simulation import measurements, nodules, phantom, scan, shapes, trees
 from CTHarmonizeTraining.simulation.measurements import area_shares
 from CTHarmonizeTraining.simulation.nodules import Nodule, paint_nodule
 from CTHarmonizeTraining.simulation.noise import Exposure, add_noise
@@ -51,6 +52,8 @@ LESIONS_OF_EACH = 4
 
 _SUB_SLICES = 2  # planes that a slice is the mean of
 _MARGIN = 16  # pixels around the lungs
+_SIDE_MM = 400.0  # of what is drawn
+_AROUND_MM = (4.8, 1.6)  # a small lesion's place: the lung around, over which it is averaged, and what is to be clear
 _CLEAR_HU = 120.0  # above the lung around: what a small lesion's place may not hold
 _DIAMETERS = (5.0, 16.0)  # of nodules, mm
 
@@ -58,12 +61,14 @@ _DIAMETERS = (5.0, 16.0)  # of nodules, mm
 @dataclass(frozen=True)
 class Slab:
     """What a case is made of: the chest's ``seed``, its share of ``emphysema``, how many ``nodules``, and the
-    ``slices`` of 1 mm around a height that the seed draws; ``views`` and ``photons`` of its scans."""
+    ``slices`` of 1 mm around a height that the seed draws; it is drawn in pixels of ``pixel`` mm; ``views`` and
+    ``photons`` of its scans."""
 
     seed: int
     emphysema: float = 0.0
     nodules: int = 8
     slices: int = 24
+    pixel: float = 0.4
     views: int = 800
     photons: float = 2.5e5
 
@@ -81,7 +86,7 @@ def slabs(seeds: Sequence[int], **settings: int) -> list[Slab]:
 def case_of(slab: Slab, cache: Path, say: Callable[[str], None] = lambda text: None) -> Case:
     """The scanned ``slab``, read from the folder ``cache`` where it is there, else simulated (some seconds a slice) and
     kept."""
-    code = fingerprint(phantom, shapes, nodules, trees, scan, measurements, __file__)
+    code = fingerprint(*sorted(Path(simulation.__file__).parent.glob("*.py")), measures, __file__)
     facts = json.dumps({**asdict(slab), "code": code, "kernels": [repr(target_mtf(k, GRID.pixel)) for k in KERNELS]})
     name = f"phantom:{slab.seed}"
     path = cache / f"case-{slab.seed}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.npz"
@@ -114,7 +119,7 @@ def _case(name: str, slab: Slab, made: dict[str, np.ndarray]) -> Case:
 
 def _made(slab: Slab, say: Callable[[str], None]) -> dict[str, np.ndarray]:
     """All arrays of a case."""
-    chest = ChestPhantom(slab.seed, emphysema=slab.emphysema, nodules=0)
+    chest = ChestPhantom(slab.seed, slab.pixel, round(_SIDE_MM / slab.pixel), slab.emphysema, nodules=0)
     heights, rng = slab.heights(), np.random.default_rng((slab.seed, 78))
     say("drawing")
     fine = np.stack([chest.slice(float(z), THICKNESS, _SUB_SLICES) for z in heights])
@@ -200,8 +205,9 @@ def _places(
         for contrast in (*LESION_CONTRASTS, *[0.0] * len(LESION_CONTRASTS))
     ]
     deep = np.stack([ndimage.distance_transform_edt(plane) * pixel for plane in lungs])
-    near = ndimage.uniform_filter(fine, (5, 25, 25))
-    crowded = ndimage.maximum_filter(fine - near, (5, 9, 9)) > _CLEAR_HU
+    wide, narrow = (2 * round(reach / pixel) + 1 for reach in _AROUND_MM)
+    near = ndimage.uniform_filter(fine, (5, wide, wide))
+    crowded = ndimage.maximum_filter(fine - near, (5, narrow, narrow)) > _CLEAR_HU
     taken = [(np.array(nodule.centre), 0.95 * nodule.diameter) for nodule in grown]  # spicules reach so far
     lesions: list[tuple[Nodule, float]] = []
     vacant: list[Nodule] = []

@@ -19,6 +19,7 @@ from CTHarmonizeTraining.evidence.cases import Case, KnownNodule, Place, Scan
 from CTHarmonizeTraining.evidence.densitometry import DensitometryStudy
 from CTHarmonizeTraining.evidence.images import Maker
 from CTHarmonizeTraining.evidence.lesions import LesionStudy
+from CTHarmonizeTraining.evidence.lesions import response as lesion_response
 from CTHarmonizeTraining.evidence.quality import QualityStudy
 from CTHarmonizeTraining.evidence.study import REFERENCE, UNTOUCHED, Image
 from CTHarmonizeTraining.evidence.uncertainty import UncertaintyStudy
@@ -243,3 +244,42 @@ def test_what_is_cut_short_on_disk_is_made_again(tmp_path):
     again = kept.kept(path, lambda: {"a": np.arange(4)})
     np.testing.assert_array_equal(again["a"], [0, 1, 2, 3])
     np.testing.assert_array_equal(kept.kept(path, dict)["a"], [0, 1, 2, 3])
+
+
+def test_a_slab_is_what_it_says(tmp_path, monkeypatch):
+    """A real slab, small: nodules and lesions lie where they are said to, references have readings of their own."""
+    monkeypatch.setattr(slabs, "LESIONS_OF_EACH", 1)
+    slab = slabs.Slab(9190, 0.1, nodules=2, slices=16, pixel=0.8, views=120)
+    case = slabs.case_of(slab, tmp_path)
+    assert case.truth.shape == case.region.shape == case.lung.shape
+    assert case.scans[Scan("sharp", 10.0)].shape == (16, slabs.GRID.rows, slabs.GRID.columns)
+    assert case.seen(case.scans[Scan("sharp", 10.0)]).shape == case.truth.shape
+
+    assert len(case.nodules) == 2
+    for nodule in case.nodules:
+        voxels = np.argwhere(case.labels == nodule.number)
+        assert voxels.mean(0) == pytest.approx(nodule.centre, abs=0.5)
+        assert len(voxels) * np.prod(case.spacing) == pytest.approx(nodule.volume, rel=0.1)
+        assert case.truth[tuple(np.rint(nodule.centre).astype(int))] == pytest.approx(nodule.hu, abs=30)
+        assert case.lung[tuple(np.rint(nodule.centre).astype(int))]
+
+    # without noise a lesion's response is its contrast, but for what lies around it
+    kernel = "medium"
+    responses = [lesion_response(case.clean[kernel], place, kernel, case.spacing) for place in case.lesions]
+    off = np.array(responses) - [place.contrast for place in case.lesions]
+    assert np.median(np.abs(off)) < 30.0
+    assert len(case.lesions) == len(case.vacant) == 9
+
+    # one kernel at two doses shows the same anatomy; scan and reference of one acquisition have noise of their own
+    clean = case.clean[kernel]
+    scan, own = (case.seen(of[Scan(kernel, 100.0)]) - clean for of in (case.scans, case.references))
+    inside = case.body
+    assert abs(np.corrcoef(scan[inside], own[inside])[0, 1]) < 0.05
+    low = case.seen(case.scans[Scan(kernel, 25.0)]) - clean
+    assert low[inside].std() == pytest.approx(2.0 * scan[inside].std(), rel=0.25)
+    # all kernels of a dose come of the same readings
+    sharp = case.seen(case.scans[Scan("sharp", 100.0)]) - case.clean["sharp"]
+    assert np.corrcoef(scan[inside], sharp[inside])[0, 1] > 0.5
+    again = slabs.case_of(slab, tmp_path)
+    np.testing.assert_array_equal(again.truth, case.truth)
+    assert again.nodules == case.nodules and again.lesions == case.lesions
