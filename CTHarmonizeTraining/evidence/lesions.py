@@ -185,14 +185,21 @@ def _by_kind(rows: pd.DataFrame) -> Table:
         kinds = part[part.contrast > 0].groupby("kind", sort=False)
         lines.append({"method": method, **{kind: _kept(of, vacant) for kind, of in kinds}})
     title = f"Contrast kept (%), by size and contrast, from {_HARDEST}"
-    return Table("lesions-kept", title, pd.DataFrame(lines), digits=0)
+    return Table("lesions-kept", title, _in_order(pd.DataFrame(lines)), digits=0)
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns of sizes and contrasts by their numbers."""
+    first, *kinds = frame.columns
+    return frame[[first, *sorted(kinds, key=lambda kind: [float(part.split()[0]) for part in kind.split(", ")])]]
 
 
 def _lost(rows: pd.DataFrame) -> Table:
     judged = _hardest(rows)
     judged = judged[judged.contrast > 0].assign(lost=100.0 * (1.0 - judged.seen))
     frame = judged.pivot_table(index="method", columns="kind", values="lost", sort=False).reset_index()
-    return Table("lesions-lost", f"Lesions lost (%), by size and contrast, from {_HARDEST}", frame, digits=0)
+    title = f"Lesions lost (%), by size and contrast, from {_HARDEST}"
+    return Table("lesions-lost", title, _in_order(frame), digits=0)
 
 
 _HARDEST = "sharp 10 %"
