@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LARGEST_PICTURE = 300_000
-RUNS = re.compile(r"phantom|\bmodels\b|\$|--help")
+RUNS = re.compile(r"phantom|\bmodels\b|\$|--help|--suite")
 """Commands that need no file, or stand in a loop."""
 
 
@@ -53,10 +53,10 @@ def main_of(program: str) -> Callable:
     return main
 
 
-def help_of(program: str, subcommand: str, capsys) -> str:
+def help_of(program: str, subcommand: str, capsys, *arguments: str) -> str:
     main = main_of(program)
     with pytest.raises(SystemExit) as end:
-        main([subcommand, "--help"])
+        main([subcommand, *arguments, "--help"])
     assert end.value.code == 0, f"{program} has no command {subcommand}"
     return capsys.readouterr().out
 
@@ -76,7 +76,8 @@ def settings_of_the_method() -> set[str]:
 @pytest.mark.parametrize("line", commands("ctharmonize") + commands("ctharmonize-train"))
 def test_command_exists_with_its_options(line, capsys):
     program, subcommand, *arguments = shlex.split(line.split("||")[0])
-    known = options(help_of(program, subcommand, capsys)) | {"--help"}
+    suite = ("--suite", "papers") if "--suite" in arguments else ()  # with options of its own
+    known = options(help_of(program, subcommand, capsys, *suite)) | {"--help"}
     if subcommand == "fit":
         known |= {f"--method.{name}" for name in settings_of_the_method()}
     asked = {argument.split("=")[0] for argument in arguments if re.match(r"--?[A-Za-z]", argument)}
